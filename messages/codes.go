@@ -1,0 +1,126 @@
+package messages
+
+import "slices"
+
+// Code names a kind of failure. Codes are stable: programs match on them, replay filters by them
+// and docs/operations.md has a paragraph on each.
+type Code string
+
+// The codes of commands that cannot be obeyed as they stand. Sending the same again fails again.
+const (
+	CodeInvalidMessage     Code = "invalid_message"
+	CodeUnsupportedVersion Code = "unsupported_version"
+	CodeUnknownDetail      Code = "unknown_detail"
+	CodeInvalidDetail      Code = "invalid_detail"
+	CodePassphraseMissing  Code = "passphrase_missing"
+	CodePassphraseUnsealed Code = "passphrase_not_sealed"
+	CodePassphraseForeign  Code = "passphrase_unreadable"
+	CodeWrongPassphrase    Code = "wrong_passphrase"
+	CodeModeUnavailable    Code = "mode_unavailable"
+)
+
+// The codes of what a job found at its source: the VM, its disks, the hypervisor.
+const (
+	CodeVMNotFound        Code = "vm_not_found"
+	CodeVMRunning         Code = "vm_running"
+	CodeVMExists          Code = "vm_exists"
+	CodeVMStateChanged    Code = "vm_state_changed"
+	CodeNoDisks           Code = "no_disks"
+	CodeDiskNotFound      Code = "disk_not_found"
+	CodeDiskUnsupported   Code = "disk_unsupported"
+	CodeSourceEncrypted   Code = "source_encrypted"
+	CodeSourceReadFailed  Code = "source_read_failed"
+	CodeFreezeFailed      Code = "freeze_failed"
+	CodeBackupBeginFailed Code = "backup_begin_failed"
+	CodeHypervisorDown    Code = "hypervisor_unreachable"
+	CodeScratchFull       Code = "scratch_full"
+)
+
+// The codes of what a job found at its target: the mount, the repository, the restored disk.
+const (
+	CodeRepositoryUnsupported Code = "repository_unsupported"
+	CodeMountFailed           Code = "mount_failed"
+	CodeTargetFull            Code = "target_full"
+	CodeTargetWriteFailed     Code = "target_write_failed"
+	CodeTargetExists          Code = "target_exists"
+	CodeTargetTooSmall        Code = "target_too_small"
+	CodeBackupNotFound        Code = "backup_not_found"
+	CodeBackupCorrupt         Code = "backup_corrupt"
+	CodeBackupInUse           Code = "backup_in_use"
+	CodeVerifyFailed          Code = "verify_failed"
+)
+
+// The codes of the job's own life and of the worker's tools.
+const (
+	CodeStorageDaemonFailed Code = "storage_daemon_failed"
+	CodeTimeout             Code = "timeout"
+	CodeCancelled           Code = "cancelled"
+	CodeShuttingDown        Code = "shutting_down"
+	CodeInternal            Code = "internal"
+)
+
+type codeFacts struct {
+	retryable bool
+	hint      string
+}
+
+// codeTable is the one place that says what a code means for a job: whether trying again can
+// help, and what a person should do.
+var codeTable = map[Code]codeFacts{
+	CodeInvalidMessage:     {false, "Correct the command and publish it again under a new job id; docs/schema describes every field."},
+	CodeUnsupportedVersion: {false, "Upgrade the hostworker, or publish the command in a version it knows."},
+	CodeUnknownDetail:      {false, "Correct the spelling of the detail; nothing was backed up, so that a misspelt option is never ignored."},
+	CodeInvalidDetail:      {false, "Give the detail one of the values that docs/schema lists."},
+	CodePassphraseMissing:  {false, "Give a passphrase (publisher take --passphrase-file), or turn encryption off."},
+	CodePassphraseUnsealed: {false, "Seal the passphrase for the host (publisher seal); then change it, because it has travelled in the clear."},
+	CodePassphraseForeign:  {false, "Seal the passphrase again with this host's present key (publisher seal --zone Z --host H)."},
+	CodeWrongPassphrase:    {false, "Give the passphrase the backup was taken with."},
+	CodeModeUnavailable:    {false, "Use mode full or auto."},
+
+	CodeVMNotFound:        {false, "Check the name with virsh list --all on the host."},
+	CodeVMRunning:         {false, "Shut the VM down first, or restore to a folder or another VM."},
+	CodeVMExists:          {false, "Leave --define out, or undefine the VM of that name first."},
+	CodeVMStateChanged:    {true, "The VM was started or stopped during its backup; the job is tried again."},
+	CodeNoDisks:           {false, "The VM has no disk that can be backed up; the event lists the devices that were left out and why."},
+	CodeDiskNotFound:      {false, "Check that the disk's file or device exists on the host and that its storage is mounted."},
+	CodeDiskUnsupported:   {false, "Move the disk to a file or block device, or back it up on the storage it lives on."},
+	CodeSourceEncrypted:   {false, "Back the VM up while it runs, or remove the encrypted disk from it."},
+	CodeSourceReadFailed:  {true, "Check the storage of the VM's disk: reading it failed."},
+	CodeFreezeFailed:      {true, "Check the guest agent, or let the command take a crash-consistent backup (quiesce best_effort)."},
+	CodeBackupBeginFailed: {true, "See the cause; another backup or block job of the VM may still run (virsh domjobinfo)."},
+	CodeHypervisorDown:    {true, "Check that libvirt answers on the host (hostworker doctor)."},
+	CodeScratchFull:       {true, "Give the scratch folder more room (hostworker --scratch); the backup was stopped to protect the guest."},
+
+	CodeRepositoryUnsupported: {false, "Use one of the repository types the host supports (hostworker doctor lists them)."},
+	CodeMountFailed:           {true, "Check the repository's address, options and network; the cause holds what mount said."},
+	CodeTargetFull:            {false, "Free or add space on the repository, then replay the job."},
+	CodeTargetWriteFailed:     {true, "Check the repository's storage: writing to it failed."},
+	CodeTargetExists:          {false, "Choose another target, or overwrite this one with --force."},
+	CodeTargetTooSmall:        {false, "Enlarge the target disk to at least the size of the one in the backup."},
+	CodeBackupNotFound:        {false, "List what exists with publisher ls; rebuild the catalog with publisher ls --refresh."},
+	CodeBackupCorrupt:         {false, "Restore another backup; keep this one for examination."},
+	CodeBackupInUse:           {true, "Another job works on this backup; it is tried again."},
+	CodeVerifyFailed:          {false, "The bytes on the repository are not those that were copied: check its storage, then take a new backup."},
+
+	CodeStorageDaemonFailed: {true, "See the cause; hostworker doctor checks the QEMU tools of the host."},
+	CodeTimeout:             {true, "The job took longer than it may; check the repository, or give it more time."},
+	CodeCancelled:           {false, "The job was cancelled on request."},
+	CodeShuttingDown:        {true, "The worker is stopping; the job starts again with the next worker of this host."},
+	CodeInternal:            {true, "This is a defect or an unforeseen condition; the worker's log has the context."},
+}
+
+// Retryable says whether trying the same command again can help.
+func (c Code) Retryable() bool { return codeTable[c].retryable }
+
+// Hint returns one sentence that says what to do, or "" for a code that is not in the table.
+func (c Code) Hint() string { return codeTable[c].hint }
+
+// Codes lists every code, sorted.
+func Codes() []Code {
+	codes := make([]Code, 0, len(codeTable))
+	for c := range codeTable {
+		codes = append(codes, c)
+	}
+	slices.Sort(codes)
+	return codes
+}

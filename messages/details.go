@@ -1,0 +1,183 @@
+package messages
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// The keys of the details map.
+const (
+	DetailCompression     = "compression"
+	DetailCompressionType = "compression_type"
+	DetailEncryption      = "encryption"
+	DetailPassphrase      = "encryption_passphrase"
+	DetailBandwidthLimit  = "bandwidth_limit"
+	DetailIntegrityCheck  = "integrity_check"
+)
+
+// Compression types, as qcow2 names them.
+const (
+	Zstd = "zstd"
+	Zlib = "zlib"
+)
+
+// SealedPrefix begins every sealed passphrase; what does not begin so is plain text and refused.
+const SealedPrefix = "sealed1."
+
+// maxBandwidth bounds bandwidth_limit (MiB/s) so that its value in bytes/s cannot overflow.
+const maxBandwidth = 1 << 30
+
+// Details are the options of a backup, typed. The zero value is the default: all features off.
+type Details struct {
+	// Compression writes compressed qcow2 clusters.
+	Compression bool
+	// CompressionType is Zstd (the default, also when empty) or Zlib.
+	CompressionType string
+	// Encryption puts the qcow2 into a LUKS container. It needs a Passphrase.
+	Encryption bool
+	// Passphrase is sealed for the host the command goes to; never plain text.
+	Passphrase string
+	// BandwidthLimit is in MiB/s for the whole job, all its disks together; 0 is no limit.
+	BandwidthLimit int
+	// IntegrityCheck reads everything back after the copy and compares it with its digests.
+	IntegrityCheck bool
+}
+
+// ParseDetails reads the map of strings of a command. A missing key is the default; an unknown
+// key or a value outside its table is an *Error with the key in it.
+func ParseDetails(m map[string]string) (Details, error) {
+	var d Details
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		if err := d.set(key, m[key]); err != nil {
+			return Details{}, err
+		}
+	}
+	return d, d.check()
+}
+
+func (d *Details) set(key, value string) (err error) {
+	switch key {
+	case DetailCompression:
+		d.Compression, err = parseBool(key, value)
+	case DetailEncryption:
+		d.Encryption, err = parseBool(key, value)
+	case DetailIntegrityCheck:
+		d.IntegrityCheck, err = parseBool(key, value)
+	case DetailCompressionType:
+		if value != Zstd && value != Zlib {
+			return Errorf(CodeInvalidDetail, "%s %q is neither %s nor %s", key, value, Zstd, Zlib)
+		}
+		d.CompressionType = value
+	case DetailPassphrase:
+		if !strings.HasPrefix(value, SealedPrefix) {
+			// The value is not quoted: it may be somebody's passphrase.
+			return Errorf(CodePassphraseUnsealed, "%s is plain text", key)
+		}
+		d.Passphrase = value
+	case DetailBandwidthLimit:
+		d.BandwidthLimit, err = strconv.Atoi(value)
+		if err != nil || d.BandwidthLimit < 0 || d.BandwidthLimit > maxBandwidth {
+			return Errorf(CodeInvalidDetail, "%s %q is not an integer from 0 (MiB/s)", key, value)
+		}
+	default:
+		return Errorf(CodeUnknownDetail, "unknown detail %q", key)
+	}
+	return err
+}
+
+func (d *Details) check() error {
+	if d.Encryption && d.Passphrase == "" {
+		return Errorf(CodePassphraseMissing, "%s is true and there is no %s", DetailEncryption, DetailPassphrase)
+	}
+	return nil
+}
+
+// Type returns the compression type in force.
+func (d Details) Type() string {
+	if d.CompressionType == "" {
+		return Zstd
+	}
+	return d.CompressionType
+}
+
+// Map returns the details as they travel, the defaults left out.
+func (d Details) Map() map[string]string {
+	m := map[string]string{}
+	if d.Compression {
+		m[DetailCompression] = "true"
+	}
+	if d.CompressionType != "" {
+		m[DetailCompressionType] = d.CompressionType
+	}
+	if d.Encryption {
+		m[DetailEncryption] = "true"
+	}
+	if d.Passphrase != "" {
+		m[DetailPassphrase] = d.Passphrase
+	}
+	if d.BandwidthLimit != 0 {
+		m[DetailBandwidthLimit] = strconv.Itoa(d.BandwidthLimit)
+	}
+	if d.IntegrityCheck {
+		m[DetailIntegrityCheck] = "true"
+	}
+	return m
+}
+
+// MarshalJSON writes the map of strings.
+func (d Details) MarshalJSON() ([]byte, error) { return json.Marshal(d.Map()) }
+
+// UnmarshalJSON reads the map of strings; null, for the map or for a value, is the default.
+func (d *Details) UnmarshalJSON(data []byte) error {
+	var raw map[string]*string
+	if err := json.Unmarshal(data, &raw); err != nil {
+		return Errorf(CodeInvalidDetail, "details are not a map of strings")
+	}
+	m := make(map[string]string, len(raw))
+	for k, v := range raw {
+		if v != nil {
+			m[k] = *v
+			continue
+		}
+		if err := new(Details).known(k); err != nil {
+			return err
+		}
+	}
+	parsed, err := ParseDetails(m)
+	if err != nil {
+		return err
+	}
+	*d = parsed
+	return nil
+}
+
+// known refuses a key that is not in the table, whatever its value.
+func (*Details) known(key string) error {
+	switch key {
+	case DetailCompression, DetailCompressionType, DetailEncryption, DetailPassphrase, DetailBandwidthLimit, DetailIntegrityCheck:
+		return nil
+	}
+	return Errorf(CodeUnknownDetail, "unknown detail %q", key)
+}
+
+// String tells the details without the passphrase.
+func (d Details) String() string {
+	if d.Passphrase != "" {
+		d.Passphrase = "(sealed)"
+	}
+	return fmt.Sprint(d.Map())
+}
+
+func parseBool(key, value string) (bool, error) {
+	switch value {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, Errorf(CodeInvalidDetail, "%s %q is neither true nor false", key, value)
+}

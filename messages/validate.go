@@ -1,0 +1,219 @@
+package messages
+
+import (
+	"path"
+	"slices"
+	"strings"
+)
+
+// Target is the VM, or the name that stands for it where images are backed up: the folder the
+// backup lies in.
+func (c *TakeBackup) Target() string {
+	if c.VM != "" || len(c.Images) == 0 {
+		return c.VM
+	}
+	base := path.Base(c.Images[0].Path)
+	name := strings.TrimSuffix(base, path.Ext(base))
+	if CheckVM(name) != nil {
+		return "image"
+	}
+	return name
+}
+
+// Target is the VM whose backup is restored.
+func (c *RestoreBackup) Target() string { return c.Backup.VM }
+
+// Target is the VM whose backup is verified.
+func (c *VerifyBackup) Target() string { return c.Backup.VM }
+
+// Target is the VM whose backup is deleted.
+func (c *DeleteBackup) Target() string { return c.Backup.VM }
+
+// Target is the VM whose backups are listed, or the repository's address.
+func (c *ListBackups) Target() string {
+	if c.VM != "" {
+		return c.VM
+	}
+	return c.Repository.Address
+}
+
+func (h Header) validate(t Type) error {
+	if h.Version < 1 {
+		return Errorf(CodeInvalidMessage, "version is missing")
+	}
+	if h.Version > Version {
+		return Errorf(CodeUnsupportedVersion, "version %d is newer than %d", h.Version, Version)
+	}
+	if h.Type != t {
+		return Errorf(CodeInvalidMessage, "type %q is not %s", h.Type, t)
+	}
+	if h.IssuedAt.IsZero() {
+		return Errorf(CodeInvalidMessage, "issued_at is missing")
+	}
+	if h.Attempts < 0 || h.Attempts > maxAttempts {
+		return Errorf(CodeInvalidMessage, "attempts %d is not from 1 to %d", h.Attempts, maxAttempts)
+	}
+	return CheckID("job_id", h.JobID)
+}
+
+// Validate implements Command.
+func (c *TakeBackup) Validate() error {
+	if err := c.validate(TypeTake); err != nil {
+		return err
+	}
+	if (c.VM == "") == (len(c.Images) == 0) {
+		return Errorf(CodeInvalidMessage, "exactly one of vm and images is needed")
+	}
+	if c.VM != "" {
+		if err := CheckVM(c.VM); err != nil {
+			return err
+		}
+	}
+	for _, img := range c.Images {
+		if err := img.validate(); err != nil {
+			return err
+		}
+	}
+	if !slices.Contains([]Mode{"", ModeFull, ModeIncremental, ModeAuto}, c.Mode) {
+		return Errorf(CodeInvalidMessage, "mode %q is not full, incremental or auto", c.Mode)
+	}
+	if !slices.Contains([]Quiesce{"", QuiesceOff, QuiesceBestEffort, QuiesceRequired}, c.Quiesce) {
+		return Errorf(CodeInvalidMessage, "quiesce %q is not off, best_effort or required", c.Quiesce)
+	}
+	if err := checkBelow("backup_path", c.BackupPath); err != nil {
+		return err
+	}
+	if err := c.Repository.validate(); err != nil {
+		return err
+	}
+	return c.Details.check()
+}
+
+// Validate implements Command.
+func (c *RestoreBackup) Validate() error {
+	if err := c.validate(TypeRestore); err != nil {
+		return err
+	}
+	if err := c.Backup.validate(); err != nil {
+		return err
+	}
+	if (c.ToDir == "") == (c.ToVM == "") {
+		return Errorf(CodeInvalidMessage, "exactly one of to_dir and to_vm is needed")
+	}
+	if c.ToDir != "" {
+		if err := checkAbsolute("to_dir", c.ToDir); err != nil {
+			return err
+		}
+	} else if err := CheckVM(c.ToVM); err != nil {
+		return err
+	}
+	if c.ToVM != "" && (c.Define || c.Format != "") {
+		return Errorf(CodeInvalidMessage, "define and format go with to_dir, not with to_vm")
+	}
+	for _, d := range c.Disks {
+		if err := checkDisk(d); err != nil {
+			return err
+		}
+	}
+	if err := checkFormat(c.Format); err != nil {
+		return err
+	}
+	return c.Details.onlyReading()
+}
+
+// Validate implements Command.
+func (c *VerifyBackup) Validate() error {
+	if err := c.validate(TypeVerify); err != nil {
+		return err
+	}
+	if err := c.Backup.validate(); err != nil {
+		return err
+	}
+	return c.Details.onlyReading()
+}
+
+// Validate implements Command.
+func (c *DeleteBackup) Validate() error {
+	if err := c.validate(TypeDelete); err != nil {
+		return err
+	}
+	return c.Backup.validate()
+}
+
+// Validate implements Command.
+func (c *ListBackups) Validate() error {
+	if err := c.validate(TypeList); err != nil {
+		return err
+	}
+	if c.VM != "" {
+		if err := CheckVM(c.VM); err != nil {
+			return err
+		}
+	}
+	if err := checkBelow("backup_path", c.BackupPath); err != nil {
+		return err
+	}
+	return c.Repository.validate()
+}
+
+func (b BackupRef) validate() error {
+	if err := CheckID("backup id", b.ID); err != nil {
+		return err
+	}
+	if err := CheckVM(b.VM); err != nil {
+		return err
+	}
+	if err := checkBelow("backup_path", b.BackupPath); err != nil {
+		return err
+	}
+	return b.Repository.validate()
+}
+
+func (r Repository) validate() error {
+	if r.Type == "" || r.Address == "" {
+		return Errorf(CodeInvalidMessage, "repository needs a type and an address")
+	}
+	for _, s := range []string{r.Type, r.Address, r.MountOptions} {
+		if hasControl(s) || strings.HasPrefix(s, "-") {
+			return Errorf(CodeInvalidMessage, "repository: %q begins with a dash or holds a control character", s)
+		}
+	}
+	if r.Type != RepositoryDir {
+		return nil
+	}
+	if r.MountOptions != "" {
+		return Errorf(CodeInvalidMessage, "a repository of type dir takes no mount_options")
+	}
+	return checkAbsolute("repository address", r.Address)
+}
+
+func (i Image) validate() error {
+	if err := checkAbsolute("image", i.Path); err != nil {
+		return err
+	}
+	return checkFormat(i.Format)
+}
+
+// onlyReading refuses the details that shape a new backup.
+func (d Details) onlyReading() error {
+	if d.Compression || d.CompressionType != "" || d.Encryption || d.IntegrityCheck {
+		return Errorf(CodeInvalidDetail, "only %s and %s go with this command", DetailPassphrase, DetailBandwidthLimit)
+	}
+	return nil
+}
+
+func checkFormat(format string) error {
+	switch format {
+	case "", "qcow2", "raw":
+		return nil
+	}
+	return Errorf(CodeInvalidMessage, "format %q is neither qcow2 nor raw", format)
+}
+
+// checkDisk refuses what cannot be a disk's name in a backup: a libvirt target such as vda.
+func checkDisk(name string) error {
+	if len(name) > maxName || !labelPattern.MatchString(name) {
+		return Errorf(CodeInvalidMessage, "disk %q is not a disk's name", name)
+	}
+	return nil
+}
