@@ -5,24 +5,37 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"regexp"
+	"unicode/utf8"
 )
 
 // Decode reads one command. Whatever is wrong with it comes back as an *Error; the header is
-// returned as far as it could be read, so that the refusal can name the job.
+// returned as far as it could be read, so that the refusal can name the job. Its Type and JobID are
+// "" where the command's are not a known type and a ULID: the event that answers can hold them.
 func Decode(data []byte) (Command, Header, error) {
 	var h Header
-	if err := json.Unmarshal(data, &h); err != nil {
-		return nil, h, Errorf(CodeInvalidMessage, "not a JSON command: %w", err)
+	err := json.Unmarshal(data, &h)
+	claimed, cmd := h.Type, newCommand(h.Type)
+	if cmd == nil {
+		h.Type = ""
+	}
+	if CheckID("job_id", h.JobID) != nil {
+		h.JobID = ""
 	}
 	if h.Version > Version {
 		// Judged before its fields: a newer command may have some that are unknown here.
 		return nil, h, Errorf(CodeUnsupportedVersion, "version %d is newer than %d", h.Version, Version)
 	}
-	cmd := newCommand(h.Type)
+	if err != nil {
+		return nil, h, Errorf(CodeInvalidMessage, "not a JSON command: %w", err)
+	}
 	if cmd == nil {
-		return nil, h, Errorf(CodeInvalidMessage, "unknown type %q", h.Type)
+		return nil, h, Errorf(CodeInvalidMessage, "unknown type %q", claimed)
 	}
 	if err := strictUnmarshal(data, cmd); err != nil {
+		return nil, h, EnsureCode(CodeInvalidMessage, err)
+	}
+	if err := checkExact(data); err != nil {
 		return nil, h, EnsureCode(CodeInvalidMessage, err)
 	}
 	if err := cmd.Validate(); err != nil {
@@ -36,7 +49,8 @@ func Encode(cmd Command) ([]byte, error) {
 	if err := cmd.Validate(); err != nil {
 		return nil, err
 	}
-	return json.Marshal(cmd)
+	data, err := json.Marshal(cmd)
+	return data, EnsureCode(CodeInvalidMessage, err)
 }
 
 func newCommand(t Type) Command {
@@ -66,4 +80,51 @@ func strictUnmarshal(data []byte, v any) error {
 		return errors.New("data after the command")
 	}
 	return nil
+}
+
+var keyPattern = regexp.MustCompile(`^[a-z_]+$`)
+
+// checkExact refuses what encoding/json forgives: bytes that are not UTF-8 (it replaces them), a
+// key given twice (the last one wins), and a key in another case than the contract's, whose keys
+// are all lower case. It is for data that strictUnmarshal has taken, and so nests no deeper than
+// the contract's types.
+func checkExact(data []byte) error {
+	if !utf8.Valid(data) {
+		return errors.New("the command is not UTF-8")
+	}
+	return checkKeys(json.NewDecoder(bytes.NewReader(data)))
+}
+
+// checkKeys looks through the next value of d.
+func checkKeys(d *json.Decoder) error {
+	t, err := d.Token()
+	if err != nil {
+		return err
+	}
+	open, ok := t.(json.Delim)
+	if !ok {
+		return nil
+	}
+	seen := map[string]bool{}
+	for d.More() {
+		if open == '{' {
+			t, err := d.Token()
+			if err != nil {
+				return err
+			}
+			key, _ := t.(string)
+			if !keyPattern.MatchString(key) {
+				return Errorf(CodeInvalidMessage, "unknown field %q: fields are lower case", key)
+			}
+			if seen[key] {
+				return Errorf(CodeInvalidMessage, "field %q is given twice", key)
+			}
+			seen[key] = true
+		}
+		if err := checkKeys(d); err != nil {
+			return err
+		}
+	}
+	_, err = d.Token() // the closing bracket
+	return err
 }

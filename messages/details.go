@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 )
 
 // The keys of the details map.
@@ -31,6 +31,9 @@ const SealedPrefix = "sealed1."
 // maxBandwidth bounds bandwidth_limit (MiB/s) so that its value in bytes/s cannot overflow.
 const maxBandwidth = 1 << 30
 
+// sealedPattern is the alphabet of a sealed passphrase; only the host can tell whether it opens.
+var sealedPattern = regexp.MustCompile(`^` + regexp.QuoteMeta(SealedPrefix) + `[A-Za-z0-9._-]+$`)
+
 // Details are the options of a backup, typed. The zero value is the default: all features off.
 type Details struct {
 	// Compression writes compressed qcow2 clusters.
@@ -47,8 +50,8 @@ type Details struct {
 	IntegrityCheck bool
 }
 
-// ParseDetails reads the map of strings of a command. A missing key is the default; an unknown
-// key or a value outside its table is an *Error with the key in it.
+// ParseDetails reads the map of strings of a command. A missing key is the default, and so is an
+// empty passphrase; an unknown key or a value outside its table is an *Error with the key in it.
 func ParseDetails(m map[string]string) (Details, error) {
 	var d Details
 	for _, key := range slices.Sorted(maps.Keys(m)) {
@@ -73,23 +76,31 @@ func (d *Details) set(key, value string) (err error) {
 		}
 		d.CompressionType = value
 	case DetailPassphrase:
-		if !strings.HasPrefix(value, SealedPrefix) {
+		if value != "" && !sealedPattern.MatchString(value) {
 			// The value is not quoted: it may be somebody's passphrase.
 			return Errorf(CodePassphraseUnsealed, "%s is plain text", key)
 		}
 		d.Passphrase = value
 	case DetailBandwidthLimit:
-		d.BandwidthLimit, err = strconv.Atoi(value)
-		if err != nil || d.BandwidthLimit < 0 || d.BandwidthLimit > maxBandwidth {
-			return Errorf(CodeInvalidDetail, "%s %q is not an integer from 0 (MiB/s)", key, value)
+		limit, err := strconv.ParseUint(value, 10, 32) // takes no sign
+		if err != nil || limit > maxBandwidth {
+			return Errorf(CodeInvalidDetail, "%s %q is not an integer from 0 to %d (MiB/s)", key, value, maxBandwidth)
 		}
+		d.BandwidthLimit = int(limit)
 	default:
 		return Errorf(CodeUnknownDetail, "unknown detail %q", key)
 	}
 	return err
 }
 
-func (d *Details) check() error {
+// check refuses what ParseDetails would refuse, in details that were not parsed but set by a program.
+func (d Details) check() error {
+	m := d.Map()
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		if err := new(Details).set(key, m[key]); err != nil {
+			return err
+		}
+	}
 	if d.Encryption && d.Passphrase == "" {
 		return Errorf(CodePassphraseMissing, "%s is true and there is no %s", DetailEncryption, DetailPassphrase)
 	}
@@ -133,18 +144,21 @@ func (d Details) MarshalJSON() ([]byte, error) { return json.Marshal(d.Map()) }
 
 // UnmarshalJSON reads the map of strings; null, for the map or for a value, is the default.
 func (d *Details) UnmarshalJSON(data []byte) error {
-	var raw map[string]*string
+	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {
 		return Errorf(CodeInvalidDetail, "details are not a map of strings")
 	}
 	m := make(map[string]string, len(raw))
-	for k, v := range raw {
-		if v != nil {
-			m[k] = *v
-			continue
+	for _, key := range slices.Sorted(maps.Keys(raw)) {
+		if !slices.Contains(detailKeys(), key) {
+			return Errorf(CodeUnknownDetail, "unknown detail %q", key)
 		}
-		if err := new(Details).known(k); err != nil {
-			return err
+		var value *string
+		if err := json.Unmarshal(raw[key], &value); err != nil {
+			return Errorf(CodeInvalidDetail, "%s is not a string", key)
+		}
+		if value != nil {
+			m[key] = *value
 		}
 	}
 	parsed, err := ParseDetails(m)
@@ -155,13 +169,8 @@ func (d *Details) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// known refuses a key that is not in the table, whatever its value.
-func (*Details) known(key string) error {
-	switch key {
-	case DetailCompression, DetailCompressionType, DetailEncryption, DetailPassphrase, DetailBandwidthLimit, DetailIntegrityCheck:
-		return nil
-	}
-	return Errorf(CodeUnknownDetail, "unknown detail %q", key)
+func detailKeys() []string {
+	return []string{DetailCompression, DetailCompressionType, DetailEncryption, DetailPassphrase, DetailBandwidthLimit, DetailIntegrityCheck}
 }
 
 // String tells the details without the passphrase.

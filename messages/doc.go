@@ -6,4 +6,6 @@
 // any other program can be written against the JSON Schemas generated from it (docs/schema).
 // Everything is decoded strictly: an unknown key, a value outside its table or a name that could
 // escape its subject or its folder is an *Error that names the culprit.
+//
+//go:generate go run ../internal/tools/schema -source . -out ../docs/schema
 package messages

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -73,14 +74,23 @@ type Failure struct {
 	NextAttempt *time.Time `json:"next_attempt,omitempty"`
 }
 
-// FailureOf turns an error into what an event carries. A nil error is nil.
+// maxFailure bounds a Failure's message (bytes). An error may quote what somebody sent, and the
+// event that refuses a message must not grow larger than a message may be.
+const maxFailure = 4096
+
+// FailureOf turns an error into what an event carries: its message cut at 4 KiB. A nil error is nil.
 func FailureOf(err error) *Failure {
 	if err == nil {
 		return nil
 	}
 	e := &Error{Code: CodeOf(err)}
 	errors.As(err, &e)
-	return &Failure{Code: e.Code, Message: err.Error(), Hint: e.Advice(), Retryable: e.Code.Retryable()}
+	message := err.Error()
+	if len(message) > maxFailure {
+		message = message[:maxFailure] + "…"
+	}
+	message = strings.ToValidUTF8(message, "")
+	return &Failure{Code: e.Code, Message: message, Hint: e.Advice(), Retryable: e.Code.Retryable()}
 }
 
 // Verification says what a verify read.

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/oklog/ulid/v2"
 )
@@ -15,6 +16,10 @@ const maxName = 63
 // maxVMName bounds a VM's name (bytes): it becomes a folder, and ".partial" or a second name of
 // the same length must still fit beside it in NAME_MAX (255).
 const maxVMName = 200
+
+// maxPath bounds a path and a mount's options (bytes): Linux takes no longer ones (PATH_MAX with
+// its final NUL; a page for mount(2)'s data).
+const maxPath = 4095
 
 var labelPattern = regexp.MustCompile(`^[a-z0-9-]+$`)
 
@@ -52,6 +57,9 @@ func CheckID(what, id string) error {
 
 // checkAbsolute refuses a path that is not absolute and clean, or holds a control character.
 func checkAbsolute(what, p string) error {
+	if len(p) > maxPath {
+		return Errorf(CodeInvalidMessage, "%s has more than %d bytes", what, maxPath)
+	}
 	if !path.IsAbs(p) || path.Clean(p) != p || hasControl(p) {
 		return Errorf(CodeInvalidMessage, "%s %q is not a clean absolute path", what, p)
 	}
@@ -63,10 +71,17 @@ func checkBelow(what, p string) error {
 	if p == "" {
 		return nil
 	}
+	if len(p) > maxPath {
+		return Errorf(CodeInvalidMessage, "%s has more than %d bytes", what, maxPath)
+	}
 	if path.IsAbs(p) || path.Clean(p) != p || p == "." || p == ".." || strings.HasPrefix(p, "../") || hasControl(p) {
 		return Errorf(CodeInvalidMessage, "%s %q is not a clean path below the repository", what, p)
 	}
 	return nil
 }
 
-func hasControl(s string) bool { return strings.ContainsFunc(s, unicode.IsControl) }
+// hasControl also finds what is not UTF-8, or stands for it: JSON cannot carry it, so that the name
+// that arrives would be another.
+func hasControl(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || unicode.IsControl(r) })
+}

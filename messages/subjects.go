@@ -18,7 +18,8 @@ const (
 func JobStream(zone string) string { return "BACKUP_JOBS_" + zone }
 
 // JobSubject is where one job's command is published: backup.jobs.<zone>.<host>.<job>. With "*"
-// for an argument it is the filter over all of them, as in each function below.
+// for an argument it is the filter over all of them, as in each function below. The functions
+// check nothing: an argument that comes from outside has to pass CheckLabel or CheckID first.
 func JobSubject(zone, host, job string) string { return subject("jobs", zone, host, job) }
 
 // EventSubject is where one lasting event is published: backup.events.<zone>.<host>.<job>.<kind>.
@@ -38,10 +39,15 @@ func HostKey(zone, host string) string { return zone + "." + host }
 // CatalogKey is a backup's key in CatalogBucket.
 func CatalogKey(zone, host, backup string) string { return zone + "." + host + "." + backup }
 
-// ParseJobSubject takes a JobSubject apart. ok is false where the subject is not one.
+// ParseJobSubject takes a JobSubject apart. ok is false where the subject is not one, or is a
+// filter. Zone and host have then passed CheckLabel; job is any literal token, because a command
+// written by hand may lie on a subject that ends in no ULID and has to be refused by that name.
 func ParseJobSubject(s string) (zone, host, job string, ok bool) {
 	t := strings.Split(s, ".")
 	if len(t) != 5 || t[0] != "backup" || t[1] != "jobs" {
+		return "", "", "", false
+	}
+	if CheckLabel("zone", t[2]) != nil || CheckLabel("host", t[3]) != nil || t[4] == "" || t[4] == "*" || t[4] == ">" {
 		return "", "", "", false
 	}
 	return t[2], t[3], t[4], true

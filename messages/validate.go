@@ -1,6 +1,7 @@
 package messages
 
 import (
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -174,6 +175,9 @@ func (r Repository) validate() error {
 		return Errorf(CodeInvalidMessage, "repository needs a type and an address")
 	}
 	for _, s := range []string{r.Type, r.Address, r.MountOptions} {
+		if len(s) > maxPath {
+			return Errorf(CodeInvalidMessage, "repository: a field has more than %d bytes", maxPath)
+		}
 		if hasControl(s) || strings.HasPrefix(s, "-") {
 			return Errorf(CodeInvalidMessage, "repository: %q begins with a dash or holds a control character", s)
 		}
@@ -194,12 +198,15 @@ func (i Image) validate() error {
 	return checkFormat(i.Format)
 }
 
-// onlyReading refuses the details that shape a new backup.
+// onlyReading checks the details of a command that reads a backup, and refuses those that shape a
+// new one.
 func (d Details) onlyReading() error {
-	if d.Compression || d.CompressionType != "" || d.Encryption || d.IntegrityCheck {
-		return Errorf(CodeInvalidDetail, "only %s and %s go with this command", DetailPassphrase, DetailBandwidthLimit)
+	for _, key := range slices.Sorted(maps.Keys(d.Map())) {
+		if key != DetailPassphrase && key != DetailBandwidthLimit {
+			return Errorf(CodeInvalidDetail, "%s does not go with this command, only %s and %s do", key, DetailPassphrase, DetailBandwidthLimit)
+		}
 	}
-	return nil
+	return d.check()
 }
 
 func checkFormat(format string) error {

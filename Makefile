@@ -1,0 +1,53 @@
+# nasfleet: `make demo` to see it work, `make help` for the rest.
+SHELL := /bin/bash
+TAGS := libvirt_dlopen
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+LINT_VERSION := v2.15.0
+LINT := .tools/golangci-lint-$(LINT_VERSION)
+FUZZTIME ?= 20s
+
+.PHONY: help build deps demo test race lint fuzz bench generate clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: deps-build ## build bin/publisher and bin/hostworker
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/publisher ./cmd/publisher
+	CGO_ENABLED=1 go build -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/hostworker ./cmd/hostworker
+
+demo: deps-demo build ## back up, encrypt, verify and restore a real disk image through NATS
+	@scripts/demo.sh
+
+test: deps ## run every test, unit and integration, against the real parts (root)
+	go test -tags $(TAGS) -timeout 30m -count=1 ./...
+
+race: deps ## the same under the race detector
+	go test -race -tags $(TAGS) -timeout 45m -count=1 ./...
+
+lint: $(LINT) ## gofmt, go vet, golangci-lint
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not gofmt-ed:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet -tags $(TAGS) ./...
+	$(LINT) run --build-tags $(TAGS) ./...
+
+fuzz: ## run each fuzz test for FUZZTIME
+	scripts/fuzz.sh $(FUZZTIME)
+
+bench: deps-bench build ## measure against the usual script, virtnbdbackup and nbdcopy
+	scripts/bench.sh
+
+generate: ## write the JSON Schemas in docs/schema from the types
+	go generate ./messages/...
+
+clean: ## remove what was built
+	rm -rf bin .tools
+
+.PHONY: deps-build deps-demo deps-bench
+deps: ; @scripts/deps.sh build run test ## install what the tests need (apt)
+deps-build: ; @scripts/deps.sh build
+deps-demo: ; @scripts/deps.sh build run
+deps-bench: ; @scripts/deps.sh build run test bench
+
+$(LINT):
+	GOBIN=$(CURDIR)/.tools/tmp go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	mv .tools/tmp/golangci-lint $@

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/nasfleet/nasfleet/internal/bus"
+	"github.com/nasfleet/nasfleet/internal/worker"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// queue, delivery and outbox fit bus to the interfaces of worker, which knows no bus.
+
+type queue struct{ commands *bus.Commands }
+
+func (q queue) Next(ctx context.Context) (worker.Delivery, error) {
+	d, err := q.commands.Next(ctx)
+	if d == nil {
+		return nil, err
+	}
+	return delivery{d}, err
+}
+
+type delivery struct{ *bus.Delivery }
+
+func (d delivery) Job() string  { return d.JobID }
+func (d delivery) Data() []byte { return d.Delivery.Data }
+
+type outbox struct{ *bus.Bus }
+
+func (o outbox) FinalEvent(ctx context.Context, zone, host, job string) (*messages.Event, error) {
+	ev, err := o.Bus.FinalEvent(ctx, zone, host, job)
+	if errors.Is(err, bus.ErrNotFound) {
+		return nil, nil
+	}
+	return ev, err
+}

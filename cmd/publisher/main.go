@@ -1,0 +1,159 @@
+// Command publisher is the management side of nasfleet: it publishes commands to hosts, follows
+// their jobs, and shows what backups exist.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"unicode"
+
+	"github.com/alecthomas/kong"
+	"github.com/rs/zerolog"
+
+	"github.com/nasfleet/nasfleet/internal/bus"
+	"github.com/nasfleet/nasfleet/internal/fleet"
+)
+
+const description = `Take, restore, verify and delete backups of VMs on many hosts, over NATS JetStream.
+
+Each flag can also be set by its environment variable and, with --config, in a YAML file: under
+the name of its command, or at the top for every command that has it.
+
+Exit codes: 0 done, 1 the job failed, 2 wrong usage, 3 NATS not reachable or access refused,
+4 no such thing, 130 interrupted (a job that was followed goes on).`
+
+// cli is the command line; kong reads its tags.
+type cli struct {
+	connection
+
+	Take    takeCmd    `cmd:"" help:"Back up a VM or disk images: of one host, or of a fleet (--targets)."`
+	Restore restoreCmd `cmd:"" help:"Restore the disks of a backup, to a folder or over a stopped VM's."`
+	Verify  verifyCmd  `cmd:"" help:"Read a stored backup back and compare it with its digests."`
+	Delete  deleteCmd  `cmd:"" help:"Delete a stored backup."`
+	Ls      lsCmd      `cmd:"" help:"List the backups that exist."`
+	Show    showCmd    `cmd:"" help:"Show one backup."`
+	Watch   watchCmd   `cmd:"" help:"Follow what jobs do: all of them until interrupted, or one (--job) to its end."`
+	Hosts   hostsCmd   `cmd:"" help:"List the hosts that are alive."`
+	Seal    sealCmd    `cmd:"" help:"Seal the passphrase on standard input for a host, for commands written by hand."`
+}
+
+// connection is what all commands have in common.
+type connection struct {
+	Config   kong.ConfigFlag `help:"YAML file with settings." placeholder:"FILE" env:"-"`
+	NATS     string          `name:"nats" help:"NATS server, or several separated by commas. Default: that of --context, or else ${default_nats}." placeholder:"URL"`
+	Context  string          `help:"Context of the nats CLI: its name or its file." placeholder:"NAME"`
+	Creds    string          `help:"NATS credentials file." placeholder:"FILE"`
+	LogLevel string          `help:"What is logged to standard error: ${enum}." enum:"debug,info,warn,error" default:"warn"`
+}
+
+// app is what a command runs with.
+type app struct {
+	connection
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	log            zerolog.Logger
+}
+
+// with runs fn with a Manager on a connection of its own.
+func (a *app) with(ctx context.Context, fn func(m *fleet.Manager) error) error {
+	b, err := bus.Connect(ctx, bus.Config{URL: a.NATS, Context: a.Context, Creds: a.Creds, Name: "publisher", Log: a.log})
+	if err != nil {
+		if fleet.ClassOf(err) == fleet.Failed { // a context or a credentials file that is not there
+			err = &fleet.Error{Class: fleet.Usage, Err: err}
+		}
+		return err
+	}
+	defer b.Close()
+	return fn(fleet.New(b, a.log))
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second interrupt ends the program as usual
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	var c cli
+	parser, err := newParser(&c, stdout, stderr)
+	if err != nil {
+		return finish(stderr, err)
+	}
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		return finish(stderr, parseError(err))
+	}
+	level, err := zerolog.ParseLevel(c.LogLevel)
+	if err != nil {
+		return finish(stderr, &fleet.Error{Class: fleet.Usage, Err: err})
+	}
+	console := zerolog.ConsoleWriter{Out: stderr, TimeFormat: "15:04:05", NoColor: !isTerminal(stderr)}
+	log := zerolog.New(console).Level(level).With().Timestamp().Logger()
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	return finish(stderr, parsed.Run(&app{connection: c.connection, stdin: prompted(stdin, stderr), stdout: stdout, stderr: stderr, log: log}))
+}
+
+// parseError turns kong's complaint into a usage error that says where the flags are explained.
+func parseError(err error) error {
+	command := "publisher"
+	var p *kong.ParseError
+	if errors.As(err, &p) && p.Context != nil && p.Context.Selected() != nil {
+		command += " " + p.Context.Selected().Name
+	}
+	return &fleet.Error{Class: fleet.Usage, Err: err, Hint: "See " + command + " --help."}
+}
+
+// finish prints an error and what to do about it, and returns the exit code.
+func finish(stderr io.Writer, err error) int {
+	code := exitCode(err)
+	var quiet *told
+	if err == nil || errors.As(err, &quiet) {
+		return code
+	}
+	_, _ = fmt.Fprintln(stderr, "publisher: "+printable(err.Error()))
+	if hint := fleet.HintOf(err); hint != "" {
+		_, _ = fmt.Fprintln(stderr, printable(hint))
+	}
+	return code
+}
+
+// exitCode is the one place that turns an error into an exit code.
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	switch fleet.ClassOf(err) {
+	case fleet.Usage:
+		return 2
+	case fleet.Unreachable:
+		return 3
+	case fleet.NotFound:
+		return 4
+	case fleet.Interrupted:
+		return 130 // 128 + SIGINT, as a shell has it
+	}
+	return 1
+}
+
+// told is an error that has been printed already.
+type told struct{ error }
+
+func (t *told) Unwrap() error { return t.error }
+
+// printable replaces control characters: a host's words must not steer the terminal or break a table.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,140 @@
+package copier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+
+	"github.com/nasfleet/nasfleet/internal/exec/digest"
+	"github.com/nasfleet/nasfleet/internal/exec/nbd"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// DefaultDepth is how many blocks are under way at a time. Each has a buffer of 1 MiB.
+const DefaultDepth = 16
+
+// Source is a disk to read from; a *nbd.Conn with the context nbd.BaseAllocation is one. Its
+// methods are called from many goroutines.
+type Source interface {
+	// Size returns the size in bytes.
+	Size() int64
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	BlockStatus(ctx context.Context, meta string, off, length int64) ([]nbd.Extent, error)
+}
+
+// Target is a disk to write to; a *nbd.Conn is one. Its methods are called from many goroutines.
+type Target interface {
+	// Size returns the size in bytes.
+	Size() int64
+	WriteAt(ctx context.Context, p []byte, off int64) error
+	WriteZeroes(ctx context.Context, off, n int64, flags nbd.ZeroFlags) error
+	Flush(ctx context.Context) error
+}
+
+// Options of Copy and Verify. The zero value copies a disk to an empty target.
+type Options struct {
+	// Limiter bounds the rate of reading; the disks of a job share it. Nil means no limit.
+	Limiter *Limiter
+	// Depth is how many blocks are under way at a time; 0 means DefaultDepth.
+	Depth int
+	// Digests records the digest of each block that Copy copies. Its size is the source's.
+	Digests *digest.Writer
+	// Check is what Copy compares the source's content with, before it is written. Its size is
+	// the source's.
+	Check *digest.Reader
+	// ZeroHoles makes Copy write zeroes where the source reads as zeroes. Without it the target
+	// must read as zeroes before the copy.
+	ZeroHoles bool
+	// Total is what Scan found, in bytes, for Progress. With 0 and a Progress, Copy and Verify
+	// scan themselves before they begin.
+	Total int64
+	// Progress is called after each block with the bytes read so far and in total. It is never
+	// called twice at a time, but from different goroutines.
+	Progress func(done, total int64)
+}
+
+// Stats is what a copy has done, all in bytes. After an error it is what was done until then.
+type Stats struct {
+	// DataBytes were read from the source, in whole clusters of 64 KiB: what the Limiter counts.
+	DataBytes int64
+	// WrittenBytes were written to the target as data. Clusters that read as zeroes are not.
+	WrittenBytes int64
+	// ZeroBytes were written to the target as explicit zeroes.
+	ZeroBytes int64
+}
+
+// Scan returns how many bytes Copy or Verify would read from src.
+func Scan(ctx context.Context, src Source) (int64, error) {
+	var total int64
+	err := plan(ctx, src, visitor{
+		data: func(b block) error { total += b.dataBytes(); return nil },
+		hole: func(_, _ int64) error { return nil },
+	})
+	return total, atEdge(ctx, err)
+}
+
+// job is what Copy and Verify have in common.
+type job struct {
+	Options
+	src   Source
+	dst   Target // nil: compare only
+	mu    sync.Mutex
+	stats Stats
+}
+
+// prepare checks the sizes and finds the total.
+func (j *job) prepare(ctx context.Context) error {
+	size := j.src.Size()
+	if j.dst != nil && j.dst.Size() < size {
+		return messages.Errorf(messages.CodeTargetTooSmall, "the target has %d bytes, the source %d", j.dst.Size(), size)
+	}
+	if j.Digests != nil && j.Digests.Size() != size {
+		return messages.Errorf(messages.CodeInternal, "digests for a disk of %d bytes, the source has %d", j.Digests.Size(), size)
+	}
+	if j.Check != nil && j.Check.Size() != size {
+		return messages.Errorf(messages.CodeBackupCorrupt, "the digests are those of a disk of %d bytes, this one has %d", j.Check.Size(), size)
+	}
+	if j.Depth <= 0 {
+		j.Depth = DefaultDepth
+	}
+	if j.Progress == nil || j.Total > 0 {
+		return nil
+	}
+	var err error
+	j.Total, err = Scan(ctx, j.src)
+	return err
+}
+
+// count adds what was done and reports progress.
+func (j *job) count(s Stats) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.stats.DataBytes += s.DataBytes
+	j.stats.WrittenBytes += s.WrittenBytes
+	j.stats.ZeroBytes += s.ZeroBytes
+	if j.Progress != nil && s.DataBytes > 0 {
+		j.Progress(j.stats.DataBytes, j.Total)
+	}
+}
+
+// atEdge gives the end of ctx precedence over the errors that it has caused.
+func atEdge(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func sourceError(err error, off int64) error {
+	return &messages.Error{Code: messages.CodeSourceReadFailed, Err: fmt.Errorf("read at offset %d: %w", off, err)}
+}
+
+func targetError(err error, off int64) error {
+	code := messages.CodeTargetWriteFailed
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		code = messages.CodeTargetFull
+	}
+	return &messages.Error{Code: code, Err: fmt.Errorf("write at offset %d: %w", off, err)}
+}

@@ -1,0 +1,130 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/secret"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// Config is what an Executor needs of its host.
+type Config struct {
+	Zone, Host string
+	// Version of the worker, for the manifests.
+	Version string
+	// RunDir holds a folder a job: sockets, the mount point, digests under way. Its path must be
+	// short (80 bytes), because a unix socket's is bounded by 107.
+	RunDir string
+	// ScratchDir takes what guests overwrite while they are backed up.
+	ScratchDir string
+	// ScratchReserve is how much room (bytes) must stay free in ScratchDir; a backup that would
+	// use it is stopped, because a full scratch gives the guest a write error.
+	ScratchReserve int64
+	// StorageDaemon and QEMUImg are the programs to run; empty means the usual names in PATH.
+	StorageDaemon, QEMUImg string
+	// MountTimeout bounds one mount or unmount.
+	MountTimeout time.Duration
+	// Key opens the passphrases that were sealed for this host.
+	Key *secret.Key
+	// Hypervisor is nil on a host that backs up images alone.
+	Hypervisor *hypervisor.Hypervisor
+	Log        zerolog.Logger
+}
+
+// Executor does jobs. It may do several at a time; the caller sees to it that no two of them
+// work on one VM.
+type Executor struct{ cfg Config }
+
+// New checks the folders and returns an Executor.
+func New(cfg Config) (*Executor, error) {
+	if len(cfg.RunDir) > maxRunDir {
+		return nil, fmt.Errorf("run folder %s: the path has more than %d bytes", cfg.RunDir, maxRunDir)
+	}
+	for _, dir := range []string{cfg.RunDir, cfg.ScratchDir} {
+		// Traversable, because an unprivileged QEMU has to reach its socket and scratch below.
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("make a folder of the worker: %w", err)
+		}
+	}
+	return &Executor{cfg: cfg}, nil
+}
+
+// Reporter hears how a job goes on. Its methods may be called from several goroutines.
+type Reporter interface {
+	// Phase is called when the job enters a phase.
+	Phase(messages.Phase)
+	// Disk is called often: done and total are bytes of data of the phase.
+	Disk(name string, done, total int64)
+	// Verified is called once a backup was read back and found right.
+	Verified(backupID string, v messages.Verification)
+}
+
+// Outcome is what a job that succeeded has to say.
+type Outcome struct {
+	// BackupID is set by commands on one backup.
+	BackupID string
+	// Backup is set when one was taken.
+	Backup *messages.CatalogEntry
+	// Deleted says that BackupID no longer exists.
+	Deleted bool
+	// Listed holds what a repository holds; nil unless one was listed.
+	Listed []messages.CatalogEntry
+	// Restored names the files or devices written, by disk.
+	Restored map[string]string
+	Notes    []string
+}
+
+// Run does one job. An error carries a code (messages.CodeOf); after it nothing of the job is
+// left: no mount, no libvirt job, no process, no partial backup. When ctx ends, the error is its cause.
+func (e *Executor) Run(ctx context.Context, cmd messages.Command, r Reporter) (Outcome, error) {
+	ws, err := e.open(cmd.Head().JobID)
+	if err != nil {
+		return Outcome{}, err
+	}
+	out, err := e.run(ctx, ws, cmd, r)
+	if cerr := ws.close(); cerr != nil {
+		e.cfg.Log.Warn().Err(cerr).Str("job", ws.job).Msg("leftovers of the job")
+	}
+	if err != nil && ctx.Err() != nil {
+		// What failed did so because it was told to stop; the reason is the caller's.
+		err = context.Cause(ctx)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = messages.EnsureCode(messages.CodeTimeout, err)
+	}
+	return out, messages.EnsureCode(messages.CodeInternal, err)
+}
+
+func (e *Executor) run(ctx context.Context, ws *workspace, cmd messages.Command, r Reporter) (Outcome, error) {
+	switch cmd := cmd.(type) {
+	case *messages.TakeBackup:
+		return e.take(ctx, ws, cmd, r)
+	case *messages.RestoreBackup:
+		return e.restore(ctx, ws, cmd, r)
+	case *messages.VerifyBackup:
+		return e.verify(ctx, ws, cmd, r)
+	case *messages.DeleteBackup:
+		return e.remove(ctx, ws, cmd, r)
+	case *messages.ListBackups:
+		return e.list(ctx, ws, cmd, r)
+	}
+	return Outcome{}, messages.Errorf(messages.CodeInvalidMessage, "no way to run a %T", cmd)
+}
+
+// passphrase opens the sealed passphrase of a command; nil if there is none.
+func (e *Executor) passphrase(d messages.Details) (*secret.Passphrase, error) {
+	if d.Passphrase == "" {
+		return nil, nil
+	}
+	if e.cfg.Key == nil {
+		return nil, messages.Errorf(messages.CodePassphraseForeign, "this host has no key to open passphrases with")
+	}
+	return e.cfg.Key.Open(d.Passphrase)
+}

@@ -1,0 +1,115 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nasfleet/nasfleet/internal/exec/copier"
+	"github.com/nasfleet/nasfleet/internal/exec/digest"
+	"github.com/nasfleet/nasfleet/internal/exec/nbd"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// disksAtOnce is how many disks of a job are copied side by side. Two keep the storage busy while
+// one of them waits; more would only cost memory.
+const disksAtOnce = 2
+
+// checkEvery is how often a source is asked whether the copy may go on.
+const checkEvery = time.Second
+
+// lane is one disk's way from an NBD export to another; see the design's "one lane for the data".
+type lane struct {
+	name     string
+	src, dst endpoint
+	size     int64
+	limiter  *copier.Limiter
+	// digests are written as the data passes (a backup); check is compared with it (a restore).
+	digests *digest.Writer
+	check   *digest.Reader
+	// zeroHoles writes zeroes where the source has holes: the target has old content.
+	zeroHoles bool
+	report    Reporter
+}
+
+// endpoint is an export of an NBD server on a unix socket.
+type endpoint struct{ socket, export string }
+
+// runLane copies one disk.
+func runLane(ctx context.Context, l lane) (copier.Stats, error) {
+	src, err := dial(ctx, l.src, messages.CodeSourceReadFailed)
+	if err != nil {
+		return copier.Stats{}, fmt.Errorf("disk %s: %w", l.name, err)
+	}
+	defer func() { _ = src.Close() }()
+	dst, err := dial(ctx, l.dst, messages.CodeTargetWriteFailed)
+	if err != nil {
+		return copier.Stats{}, fmt.Errorf("disk %s: %w", l.name, err)
+	}
+	defer func() { _ = dst.Close() }()
+	if src.Size() != l.size {
+		return copier.Stats{}, messages.Errorf(messages.CodeVMStateChanged, "disk %s has %d bytes now and had %d: it was resized", l.name, src.Size(), l.size)
+	}
+	stats, err := copier.Copy(ctx, src, dst, copier.Options{
+		Limiter: l.limiter, Digests: l.digests, Check: l.check, ZeroHoles: l.zeroHoles,
+		Progress: func(done, total int64) { l.report.Disk(l.name, done, total) },
+	})
+	if err != nil {
+		return stats, fmt.Errorf("disk %s: %w", l.name, err)
+	}
+	return stats, nil
+}
+
+// dial connects to an export, and asks for its block status.
+func dial(ctx context.Context, e endpoint, code messages.Code) (*nbd.Conn, error) {
+	c, err := nbd.Dial(ctx, e.socket, nbd.Options{Export: e.export, MetaContexts: []string{nbd.BaseAllocation}})
+	return c, messages.EnsureCode(code, err)
+}
+
+// each runs f for every disk, a few at once. The first error ends the others.
+func each[D any](ctx context.Context, disks []D, f func(context.Context, D) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(disksAtOnce)
+	for _, d := range disks {
+		g.Go(func() error { return f(ctx, d) })
+	}
+	return g.Wait()
+}
+
+// watched runs work while check is called about once a second, and once more when work is done.
+// An error of check ends work, and is what counts: it says why the work failed.
+func watched(ctx context.Context, check, work func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan error, 1)
+	go func() { done <- work(ctx) }()
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			if cerr := check(ctx); cerr != nil && ctx.Err() == nil {
+				return cerr
+			}
+			return err
+		case <-tick.C:
+			if err := check(ctx); err != nil {
+				cancel(err)
+				<-done
+				return err
+			}
+		}
+	}
+}
+
+// mismatch gives a block that is not what it was the code of the job that found it.
+func mismatch(code messages.Code, disk string, err error) error {
+	var m *digest.Mismatch
+	if errors.As(err, &m) {
+		return messages.Errorf(code, "disk %s: %w", disk, m)
+	}
+	return err
+}

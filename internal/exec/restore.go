@@ -1,0 +1,328 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nasfleet/nasfleet/internal/exec/copier"
+	"github.com/nasfleet/nasfleet/internal/exec/digest"
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/internal/exec/storaged"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// maxDomainXML bounds the definition of a VM that is read from a repository (bytes).
+const maxDomainXML = 4 << 20
+
+// restoring is a restore under way.
+type restoring struct {
+	e       *Executor
+	ws      *workspace
+	cmd     *messages.RestoreBackup
+	r       Reporter
+	backup  *repository.Backup
+	keys    keys
+	limiter *copier.Limiter
+	// to says where each disk goes, in the order of the manifest.
+	to    []*restoreTarget
+	notes []string
+}
+
+// restoreTarget is where one disk is restored to.
+type restoreTarget struct {
+	disk repository.Disk
+	// path is what the disk will be; tmp is the new file that becomes it at the end, "" where an
+	// existing disk is overwritten in place.
+	path, tmp, format string
+}
+
+// restore does a RestoreBackup. The digests taken with the backup are compared on the way: a
+// restore that succeeds has brought back what was backed up.
+func (e *Executor) restore(ctx context.Context, ws *workspace, cmd *messages.RestoreBackup, r Reporter) (Outcome, error) {
+	t := &restoring{e: e, ws: ws, cmd: cmd, r: r, limiter: copier.NewLimiter(cmd.Details.BandwidthLimit)}
+	r.Phase(messages.PhaseMounting)
+	var err error
+	if t.backup, t.keys, err = e.stored(ctx, ws, cmd.Backup, cmd.Details); err != nil {
+		return Outcome{}, err
+	}
+	defer t.keys.wipe()
+	chosen, err := t.choose()
+	if err != nil {
+		return Outcome{}, err
+	}
+	if cmd.ToVM != "" {
+		err = t.aimAtVM(ctx, chosen)
+	} else {
+		err = t.aimAtDir(chosen)
+	}
+	if err != nil {
+		return Outcome{}, err
+	}
+	domain, err := t.domain(ctx)
+	if err != nil {
+		return Outcome{}, err
+	}
+	r.Phase(messages.PhaseCopying)
+	if err := t.copy(ctx); err != nil {
+		return Outcome{}, err
+	}
+	r.Phase(messages.PhaseCommitting)
+	out := Outcome{BackupID: cmd.Backup.ID, Restored: map[string]string{}, Notes: t.notes}
+	for _, to := range t.to {
+		if err := t.settle(to); err != nil {
+			return Outcome{}, err
+		}
+		out.Restored[to.disk.Name] = to.path
+	}
+	if domain != "" {
+		if err := e.cfg.Hypervisor.Define(ctx, domain); err != nil {
+			return Outcome{}, err
+		}
+	}
+	return out, nil
+}
+
+// choose returns the disks that were asked for.
+func (t *restoring) choose() ([]repository.Disk, error) {
+	all := t.backup.Manifest.Disks
+	if len(t.cmd.Disks) == 0 {
+		return all, nil
+	}
+	var names []string
+	for _, d := range all {
+		names = append(names, d.Name)
+	}
+	for _, want := range t.cmd.Disks {
+		if !slices.Contains(names, want) {
+			return nil, messages.Errorf(messages.CodeDiskNotFound, "backup %s has no disk %s", t.cmd.Backup.ID, want).
+				WithHint("The backup has these disks: %s.", strings.Join(names, ", "))
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(d repository.Disk) bool { return !slices.Contains(t.cmd.Disks, d.Name) }), nil
+}
+
+// aimAtDir restores into new files beside their final names, so that what bears the name of a
+// restored disk is always whole.
+func (t *restoring) aimAtDir(disks []repository.Disk) error {
+	format := t.cmd.Format
+	if format == "" {
+		format = "qcow2"
+	}
+	if err := os.MkdirAll(t.cmd.ToDir, 0o700); err != nil {
+		return messages.Errorf(messages.CodeTargetWriteFailed, "make the folder to restore to: %w", err)
+	}
+	for _, d := range disks {
+		to := &restoreTarget{disk: d, format: format}
+		to.path = filepath.Join(t.cmd.ToDir, d.Name+"."+format)
+		to.tmp = filepath.Join(t.cmd.ToDir, fmt.Sprintf(".%s.%s.%s.partial", d.Name, format, t.ws.job))
+		if err := t.mayReplace(to.path); err != nil {
+			return err
+		}
+		if err := os.Remove(to.tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return messages.Errorf(messages.CodeTargetWriteFailed, "remove what an earlier attempt left: %w", err)
+		}
+		t.ws.onClose("unfinished restore", func(context.Context) error {
+			if err := os.Remove(to.tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			return nil
+		})
+		t.to = append(t.to, to)
+	}
+	return nil
+}
+
+// mayReplace refuses a file that exists, unless forced; and one that a VM has open in any case.
+func (t *restoring) mayReplace(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return messages.Errorf(messages.CodeTargetWriteFailed, "look at the file to restore to: %w", err)
+	}
+	if !t.cmd.Force {
+		return messages.Errorf(messages.CodeTargetExists, "%s exists", path)
+	}
+	if !info.Mode().IsRegular() {
+		return messages.Errorf(messages.CodeTargetExists, "%s is not a regular file", path).
+			WithHint("Choose another folder: only a regular file is ever replaced.")
+	}
+	used, err := inUse(path)
+	if err != nil {
+		return messages.Errorf(messages.CodeTargetWriteFailed, "look at the file to restore to: %w", err)
+	}
+	if used {
+		return messages.Errorf(messages.CodeVMRunning, "%s is in use by a running VM", path)
+	}
+	return nil
+}
+
+// inUse asks whether a QEMU has the image open. QEMU holds locks on bytes from 100 for the rights
+// it uses and from 200 for those it does not share (block/file-posix.c).
+func inUse(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = f.Close() }()
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: 100, Len: 200}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
+		return false, err
+	}
+	return lock.Type != unix.F_UNLCK, nil
+}
+
+// aimAtVM restores over the disks of a stopped VM.
+func (t *restoring) aimAtVM(ctx context.Context, disks []repository.Disk) error {
+	if t.e.cfg.Hypervisor == nil {
+		return messages.Errorf(messages.CodeVMNotFound, "vm %s: this host was set up without libvirt", t.cmd.ToVM)
+	}
+	dom, err := t.e.cfg.Hypervisor.Domain(ctx, t.cmd.ToVM)
+	if err != nil {
+		return err
+	}
+	if dom.State != hypervisor.Stopped {
+		return messages.Errorf(messages.CodeVMRunning, "vm %s runs", t.cmd.ToVM)
+	}
+	for _, d := range disks {
+		i := slices.IndexFunc(dom.Disks, func(v hypervisor.Disk) bool { return v.Target == d.Name })
+		if i < 0 {
+			return messages.Errorf(messages.CodeDiskNotFound, "vm %s has no disk %s", t.cmd.ToVM, d.Name)
+		}
+		v := dom.Disks[i]
+		if err := v.CheckOpen(); err != nil {
+			return err
+		}
+		t.to = append(t.to, &restoreTarget{disk: d, path: v.Path, format: v.Format})
+	}
+	return nil
+}
+
+// domain returns the XML to define, its disks where they are going to be; "" unless asked for.
+func (t *restoring) domain(ctx context.Context) (string, error) {
+	if !t.cmd.Define {
+		return "", nil
+	}
+	if t.e.cfg.Hypervisor == nil {
+		return "", messages.Errorf(messages.CodeHypervisorDown, "this host was set up without libvirt")
+	}
+	if t.backup.Manifest.DomainFile == "" {
+		return "", messages.Errorf(messages.CodeVMNotFound, "backup %s is not of a vm", t.cmd.Backup.ID).
+			WithHint("Restore the disks without --define.")
+	}
+	xml, err := t.backup.ReadFile(ctx, t.backup.Manifest.DomainFile, maxDomainXML)
+	if err != nil {
+		return "", err
+	}
+	sources := map[string]hypervisor.Source{}
+	for _, to := range t.to {
+		sources[to.disk.Name] = hypervisor.Source{Path: to.path, Format: to.format}
+	}
+	rewritten, notes, err := hypervisor.RewriteDisks(string(xml), sources)
+	if err != nil {
+		return "", err
+	}
+	t.notes = notes
+	if _, err := t.e.cfg.Hypervisor.Domain(ctx, t.cmd.Backup.VM); messages.CodeOf(err) != messages.CodeVMNotFound {
+		if err == nil {
+			err = messages.Errorf(messages.CodeVMExists, "vm %s is defined", t.cmd.Backup.VM)
+		}
+		return "", err
+	}
+	return rewritten, nil
+}
+
+func (t *restoring) copy(ctx context.Context) error {
+	from, err := t.ws.daemon(ctx, "src")
+	if err != nil {
+		return err
+	}
+	into, err := t.ws.daemon(ctx, "dst")
+	if err != nil {
+		return err
+	}
+	if err := each(ctx, t.to, func(ctx context.Context, to *restoreTarget) error { return t.copyDisk(ctx, from, into, to) }); err != nil {
+		return err
+	}
+	return errors.Join(from.Stop(), into.Stop())
+}
+
+func (t *restoring) copyDisk(ctx context.Context, from, into *storaged.Daemon, to *restoreTarget) error {
+	stored, err := storedDisks(ctx, t.backup, []repository.Disk{to.disk})
+	if err != nil {
+		return err
+	}
+	name, size := to.disk.Name, to.disk.VirtualBytes
+	check, err := digest.Open(stored[0].digests, t.keys.digests)
+	if err != nil {
+		return messages.EnsureCode(messages.CodeBackupCorrupt, fmt.Errorf("disk %s: its digests: %w", name, err))
+	}
+	defer func() { _ = check.Close() }()
+	if err := from.OpenBackup(ctx, name, storaged.Backup{Path: stored[0].path, Passphrase: t.keys.pass.Bytes()}); err != nil {
+		return err
+	}
+	if to.tmp != "" {
+		err = into.CreateDisk(ctx, name, storaged.NewDisk{Path: to.tmp, Format: to.format, Size: size})
+	} else {
+		err = t.openExisting(ctx, into, to)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = runLane(ctx, lane{
+		name: name, src: endpoint{from.Socket(), name}, dst: endpoint{into.Socket(), name},
+		size: size, limiter: t.limiter, check: check, zeroHoles: to.tmp == "", report: t.r,
+	})
+	if err != nil {
+		return mismatch(messages.CodeBackupCorrupt, name, err)
+	}
+	return into.CloseExport(ctx, name)
+}
+
+// openExisting opens a disk to overwrite it. Its lock keeps the VM from being started meanwhile.
+func (t *restoring) openExisting(ctx context.Context, into *storaged.Daemon, to *restoreTarget) error {
+	if err := into.OpenForWrite(ctx, to.disk.Name, storaged.Disk{Path: to.path, Format: to.format}); err != nil {
+		return err
+	}
+	size, err := exportSize(ctx, into.Socket(), to.disk.Name)
+	if err != nil {
+		return err
+	}
+	if size < to.disk.VirtualBytes {
+		return messages.Errorf(messages.CodeTargetTooSmall, "%s has %d bytes, disk %s of the backup has %d", to.path, size, to.disk.Name, to.disk.VirtualBytes)
+	}
+	return nil
+}
+
+// settle gives a restored file its name. Without force a name that was taken meanwhile is left alone.
+func (t *restoring) settle(to *restoreTarget) error {
+	if to.tmp == "" {
+		return nil
+	}
+	var flags uint = unix.RENAME_NOREPLACE
+	if t.cmd.Force {
+		flags = 0
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, to.tmp, unix.AT_FDCWD, to.path, flags); err != nil {
+		code := messages.CodeTargetWriteFailed
+		if errors.Is(err, unix.EEXIST) {
+			code = messages.CodeTargetExists
+		}
+		return messages.Errorf(code, "name the restored disk %s: %w", to.path, err)
+	}
+	dir, err := os.Open(filepath.Dir(to.path))
+	if err != nil {
+		return messages.Errorf(messages.CodeTargetWriteFailed, "sync the folder: %w", err)
+	}
+	return messages.EnsureCode(messages.CodeTargetWriteFailed, errors.Join(dir.Sync(), dir.Close()))
+}

@@ -1,0 +1,86 @@
+package exec
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// source is where a backup's data comes from: a running VM, or disks that nobody writes.
+type source interface {
+	// prepare finds the disks and their sizes. The guest does not notice.
+	prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error)
+	// begin makes the disks readable over NBD as they are at one moment.
+	begin(ctx context.Context, ws *workspace) (moment, error)
+	// check says whether the copy may go on and can still be trusted. It is called about once a
+	// second during the copy, and after it.
+	check(ctx context.Context) error
+	// end lets go of the source as soon as everything is copied. It may be called again.
+	end(ctx context.Context) error
+	// describe fills in the manifest's part on the source.
+	describe(*repository.Manifest)
+	// domainXML defines the VM again; "" where there is none.
+	domainXML() string
+}
+
+// sourceDisk is a disk to copy, and the NBD export it can be read from after begin.
+type sourceDisk struct {
+	name string
+	// size in bytes.
+	size         int64
+	path, format string
+	encrypted    bool
+
+	socket, export string
+}
+
+// moment is the point in time that a backup shows.
+type moment struct {
+	at       time.Time
+	quiesced bool
+	frozen   time.Duration
+	notes    []string
+}
+
+// source finds out what a command is to back up.
+func (e *Executor) source(ctx context.Context, cmd *messages.TakeBackup) (source, error) {
+	if len(cmd.Images) > 0 {
+		return newImageSource(e, cmd.Images)
+	}
+	if e.cfg.Hypervisor == nil {
+		return nil, messages.Errorf(messages.CodeVMNotFound, "vm %s: this host was set up without libvirt", cmd.VM).
+			WithHint("Start the hostworker with --libvirt, or back up images.")
+	}
+	dom, err := e.cfg.Hypervisor.Domain(ctx, cmd.VM)
+	if err != nil {
+		return nil, err
+	}
+	if len(dom.Disks) == 0 {
+		return nil, messages.Errorf(messages.CodeNoDisks, "vm %s has no disk to back up (%s)", cmd.VM, skippedText(dom.Skipped))
+	}
+	for _, d := range dom.Disks {
+		if d.Encrypted && !cmd.Details.Encryption {
+			return nil, messages.Errorf(messages.CodeSourceEncrypted, "disk %s of vm %s is encrypted and the backup would not be", d.Target, cmd.VM).
+				WithHint("Turn encryption on for this backup: its owner did not mean the disk to be readable on the repository.")
+		}
+	}
+	if dom.State != hypervisor.Stopped {
+		return newRunningSource(e, dom, cmd.Quiesce), nil
+	}
+	return newStoppedSource(e, dom)
+}
+
+// bitmap-less sources cannot give an incremental; auto says why it takes a full.
+func (e *Executor) mode(asked messages.Mode) (messages.Mode, []string, error) {
+	switch asked {
+	case messages.ModeIncremental:
+		return "", nil, messages.Errorf(messages.CodeModeUnavailable, "there is no chain to continue: this worker takes full backups")
+	case messages.ModeAuto:
+		return messages.ModeFull, []string{fmt.Sprintf("mode %s: a full backup, because there is no chain to continue", asked)}, nil
+	}
+	return messages.ModeFull, nil, nil
+}

@@ -1,0 +1,176 @@
+package exec
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/exec/nbd"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/internal/exec/storaged"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// offlineSource reads disks that nobody writes, of a stopped VM or of none, through a storage
+// daemon that opened them read-only.
+type offlineSource struct {
+	e *Executor
+	// dom is nil for images.
+	dom    *hypervisor.Domain
+	opens  []storaged.Disk
+	disks  []sourceDisk
+	daemon *storaged.Daemon
+	before []fingerprint
+}
+
+// fingerprint tells whether a disk was written meanwhile.
+type fingerprint struct {
+	size  int64
+	mtime time.Time
+}
+
+func newStoppedSource(e *Executor, dom hypervisor.Domain) (*offlineSource, error) {
+	s := &offlineSource{e: e, dom: &dom}
+	for _, d := range dom.Disks {
+		if err := d.CheckOpen(); err != nil {
+			return nil, err
+		}
+		s.disks = append(s.disks, sourceDisk{name: d.Target, path: d.Path, format: d.Format})
+		// Sharing lets the guest start at any time: the backup gives way (check), not the VM.
+		s.opens = append(s.opens, storaged.Disk{Path: d.Path, Format: d.Format, ForceShare: true})
+	}
+	return s, nil
+}
+
+func newImageSource(e *Executor, images []messages.Image) (*offlineSource, error) {
+	s := &offlineSource{e: e}
+	for i, img := range images {
+		format := img.Format
+		if format == "" {
+			var err error
+			if format, err = sniff(img.Path); err != nil {
+				return nil, err
+			}
+		}
+		s.disks = append(s.disks, sourceDisk{name: fmt.Sprintf("disk%d", i), path: img.Path, format: format})
+		// A guest can write a qcow2 header into its raw disk: a format nobody stated opens no other file.
+		s.opens = append(s.opens, storaged.Disk{Path: img.Path, Format: format, NoReferences: img.Format == ""})
+	}
+	return s, nil
+}
+
+// sniff tells qcow2 from raw by the first four bytes (docs/interop/qcow2.txt of QEMU).
+func sniff(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", messages.Errorf(messages.CodeDiskNotFound, "image: %w", err)
+	}
+	if info.IsDir() {
+		return "", messages.Errorf(messages.CodeDiskUnsupported, "image %s is a folder", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", messages.Errorf(messages.CodeDiskNotFound, "image: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	magic := make([]byte, 4)
+	if _, err := io.ReadFull(f, magic); err == nil && string(magic) == "QFI\xfb" {
+		return "qcow2", nil
+	}
+	return "raw", nil
+}
+
+func (s *offlineSource) prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error) {
+	var err error
+	if s.daemon, err = ws.daemon(ctx, "src"); err != nil {
+		return nil, err
+	}
+	if s.before, err = s.fingerprints(); err != nil {
+		return nil, err
+	}
+	for i := range s.disks {
+		d := &s.disks[i]
+		if err := s.daemon.OpenDisk(ctx, d.name, s.opens[i]); err != nil {
+			return nil, err
+		}
+		d.socket, d.export = s.daemon.Socket(), d.name
+		if d.size, err = exportSize(ctx, d.socket, d.export); err != nil {
+			return nil, err
+		}
+	}
+	return s.disks, nil
+}
+
+func exportSize(ctx context.Context, socket, export string) (int64, error) {
+	c, err := nbd.Dial(ctx, socket, nbd.Options{Export: export})
+	if err != nil {
+		return 0, messages.EnsureCode(messages.CodeSourceReadFailed, err)
+	}
+	return c.Size(), c.Close()
+}
+
+// begin has nothing to do: the moment is any, as long as nobody writes.
+func (s *offlineSource) begin(context.Context, *workspace) (moment, error) {
+	return moment{at: time.Now()}, nil
+}
+
+// check notices a VM that was started and a disk that was written during the copy.
+func (s *offlineSource) check(ctx context.Context) error {
+	if s.dom != nil {
+		state, err := s.e.cfg.Hypervisor.State(ctx, s.dom.Name)
+		if err != nil {
+			return err
+		}
+		if state != hypervisor.Stopped {
+			return messages.Errorf(messages.CodeVMStateChanged, "vm %s was started during its backup", s.dom.Name)
+		}
+	}
+	now, err := s.fingerprints()
+	if err != nil {
+		return err
+	}
+	for i, f := range now {
+		if f != s.before[i] {
+			return messages.Errorf(messages.CodeVMStateChanged, "disk %s was written during its backup", s.disks[i].path)
+		}
+	}
+	return nil
+}
+
+func (s *offlineSource) fingerprints() ([]fingerprint, error) {
+	var all []fingerprint
+	for _, d := range s.disks {
+		info, err := os.Stat(d.path)
+		if err != nil {
+			return nil, messages.Errorf(messages.CodeDiskNotFound, "disk %s: %w", d.name, err)
+		}
+		all = append(all, fingerprint{info.Size(), info.ModTime()})
+	}
+	return all, nil
+}
+
+// end lets go of the disks. The storage daemon's own end is the workspace's.
+func (s *offlineSource) end(context.Context) error {
+	if s.daemon == nil {
+		return nil
+	}
+	return s.daemon.Stop()
+}
+
+func (s *offlineSource) describe(m *repository.Manifest) {
+	m.Source = repository.SourceImages
+	if s.dom != nil {
+		m.Source, m.UUID = repository.SourceStopped, s.dom.UUID
+		m.Skipped = skippedDevices(s.dom.Skipped)
+	}
+}
+
+func (s *offlineSource) domainXML() string {
+	if s.dom == nil {
+		return ""
+	}
+	return s.dom.XML
+}

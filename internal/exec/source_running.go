@@ -1,0 +1,165 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// runningSource reads the disks of a running VM by libvirt's backup-begin in pull mode: its QEMU
+// exports them as they were at one moment, and copies what the guest overwrites to scratch files.
+type runningSource struct {
+	e       *Executor
+	dom     hypervisor.Domain
+	quiesce messages.Quiesce
+	disks   []sourceDisk
+	// dir holds the socket of the NBD server that QEMU opens.
+	dir, scratch string
+	begun        bool
+}
+
+func newRunningSource(e *Executor, dom hypervisor.Domain, q messages.Quiesce) *runningSource {
+	return &runningSource{e: e, dom: dom, quiesce: q}
+}
+
+func (s *runningSource) prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error) {
+	if err := s.endLeftover(ctx); err != nil {
+		return nil, err
+	}
+	s.dir, s.scratch = filepath.Join(ws.dir, "src"), filepath.Join(s.e.cfg.ScratchDir, ws.job)
+	if err := os.RemoveAll(s.scratch); err != nil {
+		return nil, messages.Errorf(messages.CodeInternal, "remove an earlier attempt's scratch: %w", err)
+	}
+	ws.onClose("scratch files", func(context.Context) error { return os.RemoveAll(s.scratch) })
+	for _, dir := range []string{s.dir, s.scratch} {
+		if err := s.dom.PrepareDir(dir); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.checkScratch(); err != nil {
+		return nil, err
+	}
+	for _, d := range s.dom.Disks {
+		s.disks = append(s.disks, sourceDisk{
+			name: d.Target, size: d.SizeBytes, path: d.Path, format: d.Format, encrypted: d.Encrypted,
+			socket: filepath.Join(s.dir, "nbd.sock"), export: d.Target,
+		})
+	}
+	return s.disks, nil
+}
+
+// endLeftover ends the backup job of an attempt whose worker was killed. No two jobs of this
+// worker work on one VM, so a job with a socket below our folder is nobody's; another's is left alone.
+func (s *runningSource) endLeftover(ctx context.Context) error {
+	job, err := s.e.cfg.Hypervisor.BackupJob(ctx, s.dom.Name)
+	if err != nil || !job.Running || !strings.HasPrefix(job.Socket, s.e.cfg.RunDir+"/") {
+		return err
+	}
+	s.e.cfg.Log.Warn().Str("vm", s.dom.Name).Str("socket", job.Socket).Msg("ends the backup job of a killed attempt")
+	if err := s.e.cfg.Hypervisor.EndBackup(ctx, s.dom.Name, job.Socket); err != nil {
+		return err
+	}
+	old := filepath.Base(filepath.Dir(filepath.Dir(job.Socket)))
+	return errors.Join(os.RemoveAll(filepath.Join(s.e.cfg.ScratchDir, old)), os.RemoveAll(filepath.Join(s.e.cfg.RunDir, old)))
+}
+
+func (s *runningSource) begin(ctx context.Context, ws *workspace) (moment, error) {
+	spec := hypervisor.BackupSpec{Domain: s.dom.Name, Socket: s.disks[0].socket, Quiesce: s.quiesce}
+	for _, d := range s.disks {
+		spec.Disks = append(spec.Disks, hypervisor.BackupDisk{
+			Target: d.name, ScratchFile: filepath.Join(s.scratch, d.name+".scratch"),
+		})
+	}
+	// Before the call: when it is cut off, the job may have begun.
+	s.begun = true
+	ws.onClose("libvirt's backup job", s.end)
+	b, err := s.e.cfg.Hypervisor.BeginBackup(ctx, spec)
+	if err != nil {
+		return moment{}, err
+	}
+	m := moment{at: time.Now(), quiesced: b.Quiesced, frozen: b.Frozen}
+	if b.Note != "" {
+		m.notes = append(m.notes, b.Note)
+	}
+	return m, nil
+}
+
+// check protects the guest: QEMU gives it a write error when the scratch file system is full.
+func (s *runningSource) check(ctx context.Context) error {
+	if err := s.checkScratch(); err != nil {
+		return err
+	}
+	state, err := s.e.cfg.Hypervisor.State(ctx, s.dom.Name)
+	if err != nil {
+		return err
+	}
+	if state == hypervisor.Stopped {
+		return messages.Errorf(messages.CodeVMStateChanged, "vm %s was stopped during its backup", s.dom.Name)
+	}
+	return nil
+}
+
+func (s *runningSource) checkScratch() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.e.cfg.ScratchDir, &st); err != nil {
+		return messages.Errorf(messages.CodeScratchFull, "scratch folder %s: %w", s.e.cfg.ScratchDir, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < s.e.cfg.ScratchReserve {
+		return messages.Errorf(messages.CodeScratchFull, "%d MiB are free in the scratch folder %s, which is less than the reserve of %d MiB",
+			free>>20, s.e.cfg.ScratchDir, s.e.cfg.ScratchReserve>>20)
+	}
+	return nil
+}
+
+func (s *runningSource) end(ctx context.Context) error {
+	if !s.begun {
+		return nil
+	}
+	if err := s.e.cfg.Hypervisor.EndBackup(ctx, s.dom.Name, s.disks[0].socket); err != nil {
+		return err
+	}
+	s.begun = false
+	for _, d := range s.disks {
+		if err := os.Remove(filepath.Join(s.scratch, d.name+".scratch")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove a scratch file: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *runningSource) describe(m *repository.Manifest) {
+	m.Source, m.UUID = repository.SourceRunning, s.dom.UUID
+	m.Skipped = skippedDevices(s.dom.Skipped)
+}
+
+func (s *runningSource) domainXML() string { return s.dom.XML }
+
+func skippedDevices(skipped []hypervisor.Skipped) []repository.Skipped {
+	var out []repository.Skipped
+	for _, d := range skipped {
+		out = append(out, repository.Skipped{Target: d.Target, Reason: d.Reason})
+	}
+	return out
+}
+
+func skippedText(skipped []hypervisor.Skipped) string {
+	if len(skipped) == 0 {
+		return "it has no disk devices at all"
+	}
+	var parts []string
+	for _, d := range skipped {
+		parts = append(parts, d.Target+": "+d.Reason)
+	}
+	return strings.Join(parts, "; ")
+}

@@ -1,0 +1,263 @@
+package storaged
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"unicode/utf8"
+
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// Formats of disks.
+const (
+	FormatRaw   = "raw"
+	FormatQcow2 = "qcow2"
+)
+
+// sector is the unit of every size (bytes).
+const sector = 512
+
+// Disk is a disk that exists: a regular file or a block device.
+type Disk struct {
+	Path string
+	// Format is FormatRaw or FormatQcow2. It is never guessed: a guest can write a qcow2 header
+	// into its raw disk.
+	Format string
+	// ForceShare reads a disk that another process has open for writing, or opens meanwhile: what
+	// is read may be torn. Without it a qcow2 disk stays locked, so that its VM cannot start.
+	ForceShare bool
+	// NoReferences refuses a qcow2 image that names another file (backing or data file). Set it
+	// for an image whose maker is not trusted with the names of this host's files.
+	NoReferences bool
+}
+
+// NewDisk is a disk to be made: a regular file of mode 0600.
+type NewDisk struct {
+	Path   string
+	Format string
+	// Size of the disk's content, in bytes; a multiple of 512.
+	Size int64
+}
+
+// OpenDisk exports a disk for reading. A qcow2 image is opened with its backing chain.
+func (d *Daemon) OpenDisk(ctx context.Context, export string, disk Disk) error {
+	err := d.build(ctx, export, func(g *graph) error {
+		options, err := diskFile(disk)
+		if err != nil {
+			return err
+		}
+		if !disk.ForceShare {
+			if err := checkUnused(disk.Path); err != nil {
+				return err
+			}
+		}
+		options["read-only"], options["force-share"] = true, disk.ForceShare
+		file, err := g.node(ctx, options)
+		if err != nil {
+			return err
+		}
+		top, err := g.node(ctx, object{
+			"driver": disk.Format, "file": file, "read-only": true, "force-share": disk.ForceShare,
+		})
+		if err != nil {
+			return err
+		}
+		if err := g.checkReferences(ctx, disk, top); err != nil {
+			return err
+		}
+		return g.export(ctx, export, top, false)
+	})
+	return classify(ctx, reading, fmt.Sprintf("open disk %q", disk.Path), err)
+}
+
+// OpenForWrite exports a disk that exists for writing over it. It refuses a disk that another
+// process has open (CodeVMRunning).
+func (d *Daemon) OpenForWrite(ctx context.Context, export string, disk Disk) error {
+	err := d.build(ctx, export, func(g *graph) error {
+		options, err := diskFile(disk)
+		if err != nil {
+			return err
+		}
+		options["discard"] = "unmap"
+		file, err := g.node(ctx, options)
+		if err != nil {
+			return err
+		}
+		top, err := g.writeNode(ctx, object{"driver": disk.Format, "file": file, "discard": "unmap"}, nil)
+		if err != nil {
+			return err
+		}
+		if err := g.checkReferences(ctx, disk, top); err != nil {
+			return err
+		}
+		return g.export(ctx, export, top, true)
+	})
+	return classify(ctx, overwriting, fmt.Sprintf("open disk %q for writing", disk.Path), err)
+}
+
+// CreateDisk makes a disk and exports it for writing. Nothing may be at its path yet
+// (CodeTargetExists); after a failure nothing is.
+func (d *Daemon) CreateDisk(ctx context.Context, export string, disk NewDisk) error {
+	err := d.create(ctx, export, disk.Path, disk.Size, func(g *graph) error {
+		if disk.Format != FormatRaw && disk.Format != FormatQcow2 {
+			return errFormat(disk.Format)
+		}
+		if disk.Format == FormatRaw {
+			if err := os.Truncate(disk.Path, disk.Size); err != nil {
+				return err
+			}
+		}
+		file, err := g.node(ctx, fileNode(disk.Path, object{"discard": "unmap"}))
+		if err != nil {
+			return err
+		}
+		if disk.Format == FormatQcow2 {
+			if err := d.format(ctx, object{"driver": FormatQcow2, "file": file, "size": disk.Size}); err != nil {
+				return err
+			}
+		}
+		// The restored disk is as sparse as its content allows.
+		top, err := g.writeNode(ctx, object{
+			"driver": disk.Format, "file": file, "discard": "unmap", "detect-zeroes": "unmap",
+		}, nil)
+		if err != nil {
+			return err
+		}
+		return g.export(ctx, export, top, true)
+	})
+	return classify(ctx, writing, fmt.Sprintf("create disk %q", disk.Path), err)
+}
+
+// create makes an empty file and builds a graph on it. If fn fails the file is removed.
+func (d *Daemon) create(ctx context.Context, export, path string, size int64, fn func(*graph) error) error {
+	if size <= 0 || size%sector != 0 {
+		return messages.Errorf(messages.CodeInternal, "a disk's size must be a positive multiple of %d bytes, not %d", sector, size)
+	}
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return messages.Errorf(messages.CodeTargetExists, "%w", err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return also(err, os.Remove(path))
+	}
+	if err := d.build(ctx, export, fn); err != nil {
+		return also(err, os.Remove(path))
+	}
+	return nil
+}
+
+// diskFile looks at a disk that exists and returns the options of the node at its bottom.
+func diskFile(disk Disk) (object, error) {
+	if disk.Format != FormatRaw && disk.Format != FormatQcow2 {
+		return nil, errFormat(disk.Format)
+	}
+	if err := checkPath(disk.Path); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(disk.Path)
+	if err != nil {
+		return nil, err
+	}
+	options := fileNode(disk.Path, object{})
+	switch mode := info.Mode(); {
+	case mode.IsRegular():
+	case mode.Type() == fs.ModeDevice:
+		options["driver"] = "host_device"
+	default:
+		return nil, messages.Errorf(messages.CodeDiskUnsupported, "it is neither a regular file nor a block device")
+	}
+	// Looked at before it is opened too: opening a reference can have effects of its own.
+	if disk.Format == FormatQcow2 && disk.NoReferences {
+		header, err := readHeader(disk.Path)
+		if err == nil {
+			err = checkQcow2(header)
+		}
+		if err != nil {
+			return nil, unsupported(err)
+		}
+	}
+	return options, nil
+}
+
+// checkReferences looks at what the daemon really opened: the file may have changed since its
+// header was read.
+func (g *graph) checkReferences(ctx context.Context, disk Disk, node string) error {
+	if disk.Format != FormatQcow2 || !disk.NoReferences {
+		return nil
+	}
+	return unsupported(g.standsAlone(ctx, node))
+}
+
+func unsupported(err error) error {
+	if errors.Is(err, errReferences) {
+		return messages.Errorf(messages.CodeDiskUnsupported, "%w", err).
+			WithHint("Convert the image into one that stands alone (qemu-img convert), or back it up as a VM's disk.")
+	}
+	return err
+}
+
+// standsAlone says whether an open qcow2 node uses no file but the one below it.
+func (g *graph) standsAlone(ctx context.Context, node string) error {
+	var nodes []struct {
+		Name  string `json:"node-name"`
+		Image struct {
+			Backing  string `json:"backing-filename"`
+			Specific struct {
+				Data struct {
+					DataFile string `json:"data-file"`
+				} `json:"data"`
+			} `json:"format-specific"`
+		} `json:"image"`
+	}
+	if err := g.d.qmp.execute(ctx, "query-named-block-nodes", object{"flat": true}, &nodes); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		switch {
+		case n.Name != node:
+			continue
+		case n.Image.Backing != "":
+			return fmt.Errorf("%w: a backing file", errReferences)
+		case n.Image.Specific.Data.DataFile != "":
+			return fmt.Errorf("%w: an external data file", errReferences)
+		}
+		return nil
+	}
+	return messages.Errorf(messages.CodeInternal, "the storage daemon does not know its node %s", node)
+}
+
+// fileNode adds to options what every node for a file has. The path is a string of JSON, so that
+// commas, spaces and prefixes in it mean only themselves.
+func fileNode(path string, options object) object {
+	options["driver"] = "file"
+	options["filename"] = path
+	return options
+}
+
+// checkPath refuses a path that cannot be passed on unchanged.
+func checkPath(path string) error {
+	switch {
+	case !filepath.IsAbs(path):
+		return messages.Errorf(messages.CodeDiskUnsupported, "the path must be absolute")
+	case !utf8.ValidString(path):
+		return messages.Errorf(messages.CodeDiskUnsupported, "the path is not UTF-8")
+	}
+	return nil
+}
+
+func errFormat(format string) error {
+	return messages.Errorf(messages.CodeDiskUnsupported, "unknown disk format %q", format)
+}

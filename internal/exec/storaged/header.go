@@ -1,0 +1,98 @@
+package storaged
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+)
+
+// Facts of the formats: QEMU's docs/interop/qcow2, and the LUKS on-disk format specification 1.2.
+const (
+	qcow2Magic         = "QFI\xfb"
+	qcow2DataFile      = 1 << 2 // incompatible feature: external data file
+	luksMagic          = "LUKS\xba\xbe"
+	luksDigestRounds   = 164
+	luksSlots          = 208
+	luksSlotSize       = 48
+	luksSlotCount      = 8
+	luksSlotActive     = 0x00AC71F3
+	headerSize         = 592 // of LUKS; qcow2's first fields are shorter
+	qcow2MinHeaderSize = 72
+)
+
+// maxRounds is the number of PBKDF2 rounds above which a container is refused (about 80 s on a
+// fast machine): a made-up number would keep the daemon busy for hours.
+const maxRounds = 1 << 28
+
+var (
+	errNotQcow2   = errors.New("the file is not in qcow2 format")
+	errNotLUKS    = errors.New("the file is not in LUKS format")
+	errReferences = errors.New("the image refers to another file, which it must not")
+	errManyRounds = errors.New("the LUKS header asks for an absurd number of key derivation rounds")
+)
+
+// readHeader returns the first bytes of a regular file, as many as there are up to headerSize.
+func readHeader(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	header := make([]byte, headerSize)
+	n, err := io.ReadFull(f, header)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return header[:n], nil
+}
+
+// checkQcow2 says whether header begins a qcow2 image that needs no other file: neither a
+// backing file nor an external data file.
+func checkQcow2(header []byte) error {
+	switch {
+	case !bytes.HasPrefix(header, []byte(qcow2Magic)):
+		return errNotQcow2
+	case len(header) < qcow2MinHeaderSize:
+		return fmt.Errorf("%w: its header is cut off", errNotQcow2)
+	}
+	version, backing := binary.BigEndian.Uint32(header[4:]), binary.BigEndian.Uint64(header[8:])
+	if backing != 0 {
+		return fmt.Errorf("%w: a backing file", errReferences)
+	}
+	if version < 3 {
+		return nil
+	}
+	if len(header) < qcow2MinHeaderSize+8 {
+		return fmt.Errorf("%w: its header is cut off", errNotQcow2)
+	}
+	if binary.BigEndian.Uint64(header[qcow2MinHeaderSize:])&qcow2DataFile != 0 {
+		return fmt.Errorf("%w: an external data file", errReferences)
+	}
+	return nil
+}
+
+// checkLUKS says whether header begins a LUKS1 container that can be opened in reasonable time.
+func checkLUKS(header []byte) error {
+	switch {
+	case !bytes.HasPrefix(header, []byte(luksMagic)):
+		return errNotLUKS
+	case len(header) < headerSize:
+		return fmt.Errorf("%w: its header is cut off", errNotLUKS)
+	}
+	rounds := []uint32{binary.BigEndian.Uint32(header[luksDigestRounds:])}
+	for i := range luksSlotCount {
+		slot := header[luksSlots+i*luksSlotSize:]
+		if binary.BigEndian.Uint32(slot) == luksSlotActive {
+			rounds = append(rounds, binary.BigEndian.Uint32(slot[4:]))
+		}
+	}
+	for _, n := range rounds {
+		if n > maxRounds {
+			return errManyRounds
+		}
+	}
+	return nil
+}

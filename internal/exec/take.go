@@ -1,0 +1,264 @@
+package exec
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/nasfleet/nasfleet/internal/exec/copier"
+	"github.com/nasfleet/nasfleet/internal/exec/digest"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/internal/exec/storaged"
+	"github.com/nasfleet/nasfleet/internal/secret"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// taking is a backup under way. A backup's id is its job's.
+type taking struct {
+	e       *Executor
+	ws      *workspace
+	cmd     *messages.TakeBackup
+	r       Reporter
+	pass    *secret.Passphrase
+	digKey  []byte
+	limiter *copier.Limiter
+	src     source
+	partial *repository.Partial
+	disks   []*takenDisk
+	man     repository.Manifest
+}
+
+// domainFile is the VM's definition beside its disks.
+const domainFile = "domain.xml"
+
+// digestAlgorithm is BLAKE3, cut to 128 bits; see package digest.
+const digestAlgorithm = "blake3-128"
+
+// takenDisk is one disk on its way from the source to the repository.
+type takenDisk struct {
+	sourceDisk
+	file, digestsFile string
+	// digests are collected on the host, and copied to the repository when they are complete.
+	digestsPath string
+	digests     *digest.Writer
+	stats       copier.Stats
+}
+
+// take does a TakeBackup. Whatever has to be in place before the data can flow is made while the
+// guest notices nothing; the source is begun last and ended first.
+func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBackup, r Reporter) (Outcome, error) {
+	t := &taking{e: e, ws: ws, cmd: cmd, r: r, limiter: copier.NewLimiter(cmd.Details.BandwidthLimit)}
+	var err error
+	if t.man.Mode, t.man.Notes, err = e.mode(cmd.Mode); err != nil {
+		return Outcome{}, err
+	}
+	if t.pass, err = e.passphrase(cmd.Details); err != nil {
+		return Outcome{}, err
+	}
+	defer t.pass.Wipe()
+	if cmd.Details.Encryption {
+		t.digKey = secret.NewDigestKey()
+		defer clear(t.digKey)
+	}
+	if t.src, err = e.source(ctx, cmd); err != nil {
+		return Outcome{}, err
+	}
+
+	r.Phase(messages.PhaseMounting)
+	repo, err := ws.repository(ctx, cmd.Repository)
+	if err != nil {
+		return Outcome{}, err
+	}
+	at := repository.Location{BackupPath: cmd.BackupPath, VM: cmd.Target(), ID: ws.job}
+	t.partial, err = repo.Create(ctx, at)
+	if committed := new(repository.CommittedError); errors.As(err, &committed) {
+		// An attempt before this one committed it and died before it could say so.
+		return t.outcome(committed.Backup.Manifest), nil
+	}
+	if err != nil {
+		return Outcome{}, err
+	}
+	ws.onClose("the unfinished backup", t.partial.Discard)
+
+	if err := t.copy(ctx); err != nil {
+		return Outcome{}, err
+	}
+	if cmd.Details.IntegrityCheck {
+		if err := t.verify(ctx); err != nil {
+			return Outcome{}, err
+		}
+	}
+	r.Phase(messages.PhaseCommitting)
+	if err := t.commit(ctx); err != nil {
+		return Outcome{}, err
+	}
+	return t.outcome(t.man), nil
+}
+
+func (t *taking) outcome(m repository.Manifest) Outcome {
+	entry := m.CatalogEntry(t.cmd.Repository, t.cmd.BackupPath)
+	return Outcome{BackupID: m.ID, Backup: &entry, Notes: m.Notes}
+}
+
+// copy brings the data over: source, lane, files on the repository, all of them closed at the end.
+func (t *taking) copy(ctx context.Context) error {
+	disks, err := t.src.prepare(ctx, t.ws)
+	if err != nil {
+		return err
+	}
+	target, err := t.ws.daemon(ctx, "dst")
+	if err != nil {
+		return err
+	}
+	for _, d := range disks {
+		if err := t.createTarget(ctx, target, d); err != nil {
+			return err
+		}
+	}
+	t.r.Phase(messages.PhaseFreezing)
+	m, err := t.src.begin(ctx, t.ws)
+	if err != nil {
+		return err
+	}
+	t.man.CreatedAt, t.man.Quiesced, t.man.FrozenSeconds = m.at.UTC(), m.quiesced, m.frozen.Seconds()
+	t.man.Notes = append(t.man.Notes, m.notes...)
+
+	t.r.Phase(messages.PhaseCopying)
+	if err := t.copyAll(ctx, target); err != nil {
+		return err
+	}
+	// The guest first: nothing of the source is needed any more.
+	if err := t.src.end(ctx); err != nil {
+		return err
+	}
+	for _, d := range t.disks {
+		if err := target.CloseExport(ctx, d.name); err != nil {
+			return err
+		}
+		if err := d.digests.Close(); err != nil {
+			return messages.Errorf(messages.CodeInternal, "disk %s: its digests: %w", d.name, err)
+		}
+	}
+	return target.Stop()
+}
+
+func (t *taking) createTarget(ctx context.Context, target *storaged.Daemon, d sourceDisk) error {
+	td := &takenDisk{sourceDisk: d, file: d.name + ".qcow2", digestsFile: d.name + ".digests"}
+	if t.cmd.Details.Encryption {
+		td.file = d.name + ".luks"
+	}
+	file := storaged.NewBackup{Size: d.size, Passphrase: t.pass.Bytes()}
+	if t.cmd.Details.Compression {
+		file.Compression = t.cmd.Details.Type()
+	}
+	var err error
+	if file.Path, err = t.partial.Path(ctx, td.file); err != nil {
+		return err
+	}
+	if err := target.CreateBackup(ctx, d.name, file); err != nil {
+		return err
+	}
+	td.digestsPath = filepath.Join(t.ws.dir, td.digestsFile)
+	if td.digests, err = digest.Create(td.digestsPath, d.size, t.digKey); err != nil {
+		return messages.Errorf(messages.CodeInternal, "disk %s: its digests: %w", d.name, err)
+	}
+	t.ws.onClose("digests", func(context.Context) error { return td.digests.Close() })
+	t.disks = append(t.disks, td)
+	return nil
+}
+
+// copyAll runs the lane of every disk at once, under one limiter, while the source is watched.
+func (t *taking) copyAll(ctx context.Context, target *storaged.Daemon) error {
+	return watched(ctx, t.src.check, func(ctx context.Context) error {
+		return each(ctx, t.disks, func(ctx context.Context, d *takenDisk) (err error) {
+			d.stats, err = runLane(ctx, lane{
+				name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{target.Socket(), d.name},
+				size: d.size, limiter: t.limiter, digests: d.digests, report: t.r,
+			})
+			return err
+		})
+	})
+}
+
+// verify reads everything back from the repository.
+func (t *taking) verify(ctx context.Context) error {
+	t.r.Phase(messages.PhaseVerifying)
+	var disks []storedDisk
+	for _, d := range t.disks {
+		path, err := t.partial.Path(ctx, d.file)
+		if err != nil {
+			return err
+		}
+		disks = append(disks, storedDisk{name: d.name, path: path, digests: d.digestsPath, size: d.size})
+	}
+	v, err := t.e.readBack(ctx, t.ws, disks, keys{pass: t.pass, digests: t.digKey}, t.limiter, t.r)
+	if err != nil {
+		return err
+	}
+	t.r.Verified(t.ws.job, v)
+	return nil
+}
+
+// commit writes what stands beside the disks and gives the backup its name.
+func (t *taking) commit(ctx context.Context) error {
+	if err := t.describe(); err != nil {
+		return err
+	}
+	for _, d := range t.disks {
+		if err := t.partial.CopyIn(ctx, d.digestsPath, d.digestsFile); err != nil {
+			return err
+		}
+	}
+	if xml := t.src.domainXML(); xml != "" {
+		t.man.DomainFile = domainFile
+		if err := t.partial.WriteFile(ctx, domainFile, []byte(xml)); err != nil {
+			return err
+		}
+	}
+	b, err := t.partial.Commit(ctx, t.man)
+	if err != nil {
+		return err
+	}
+	t.man = b.Manifest
+	return nil
+}
+
+// describe fills in the manifest. The sizes of the files are the repository's to say.
+func (t *taking) describe() error {
+	m, cfg := &t.man, t.e.cfg
+	m.ID, m.JobID, m.VM = t.ws.job, t.ws.job, t.cmd.Target()
+	m.Version, m.Zone, m.Host = repository.ManifestVersion, cfg.Zone, cfg.Host
+	m.Tool = "nasfleet " + cfg.Version
+	m.FinishedAt = time.Now().UTC()
+	t.src.describe(m)
+	for _, s := range m.Skipped {
+		m.Notes = append(m.Notes, fmt.Sprintf("%s was left out: %s", s.Target, s.Reason))
+	}
+	if t.cmd.Details.Compression {
+		m.Compression = t.cmd.Details.Type()
+	}
+	m.Digest = repository.Digest{Algorithm: digestAlgorithm, BlockBytes: digest.BlockSize}
+	if t.cmd.Details.Encryption {
+		m.Encryption.LUKS = true
+		w, err := secret.WrapKey(t.pass, t.digKey)
+		if err != nil {
+			return messages.Errorf(messages.CodeInternal, "wrap the digest key: %w", err)
+		}
+		wrapped, err := json.Marshal(w)
+		if err != nil {
+			return messages.Errorf(messages.CodeInternal, "wrap the digest key: %w", err)
+		}
+		m.Digest.Keyed, m.Digest.WrappedKeys = true, []json.RawMessage{wrapped}
+	}
+	for _, d := range t.disks {
+		m.Disks = append(m.Disks, repository.Disk{
+			Name: d.name, File: d.file, DigestsFile: d.digestsFile, Format: repository.FormatQCOW2, LUKS: t.cmd.Details.Encryption,
+			VirtualBytes: d.size, DataBytes: d.stats.DataBytes,
+			Source: repository.Source{Path: d.path, Format: d.format, Encrypted: d.encrypted},
+		})
+	}
+	return nil
+}

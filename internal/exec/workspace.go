@@ -1,0 +1,105 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/internal/exec/storaged"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// maxRunDir leaves room in a unix socket's path (107 bytes) for /<job id>/backup/xxx.sock.
+const maxRunDir = 60
+
+// undoTimeout bounds each step of the cleaning up. The steps have bounds of their own, far
+// shorter; this one is for what nobody foresaw.
+const undoTimeout = time.Minute
+
+// workspace is one job's folder on the host, and what has to be undone when the job ends,
+// whichever way: the newest first.
+type workspace struct {
+	e    *Executor
+	job  string
+	dir  string
+	undo []undoStep
+}
+
+type undoStep struct {
+	what string
+	do   func(context.Context) error
+}
+
+// open makes the job's folder. What a killed attempt left in it is removed.
+func (e *Executor) open(job string) (*workspace, error) {
+	ws := &workspace{e: e, job: job, dir: filepath.Join(e.cfg.RunDir, job)}
+	if err := os.RemoveAll(ws.dir); err != nil {
+		return nil, messages.Errorf(messages.CodeInternal, "remove what an earlier attempt left: %w", err)
+	}
+	if err := os.Mkdir(ws.dir, 0o711); err != nil {
+		return nil, messages.Errorf(messages.CodeInternal, "make the job's folder: %w", err)
+	}
+	ws.onClose("the job's folder", func(context.Context) error { return os.RemoveAll(ws.dir) })
+	return ws, nil
+}
+
+// onClose adds a step to the cleaning up. A step must be safe when its work is done already.
+func (ws *workspace) onClose(what string, do func(context.Context) error) {
+	ws.undo = append(ws.undo, undoStep{what, do})
+}
+
+// close cleans up. It goes on after a step that fails.
+func (ws *workspace) close() error {
+	var errs []error
+	for i := len(ws.undo) - 1; i >= 0; i-- {
+		step := ws.undo[i]
+		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+		if err := step.do(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", step.what, err))
+		}
+		cancel()
+	}
+	ws.undo = nil
+	return errors.Join(errs...)
+}
+
+// folder makes a folder below the job's, open to the worker alone.
+func (ws *workspace) folder(name string) (string, error) {
+	dir := filepath.Join(ws.dir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", messages.Errorf(messages.CodeInternal, "make a folder of the job: %w", err)
+	}
+	return dir, nil
+}
+
+// daemon starts a storage daemon that lives as long as the job.
+func (ws *workspace) daemon(ctx context.Context, name string) (*storaged.Daemon, error) {
+	dir, err := ws.folder(name)
+	if err != nil {
+		return nil, err
+	}
+	d, err := storaged.Start(ctx, storaged.Config{Binary: ws.e.cfg.StorageDaemon, Dir: dir, Log: ws.e.cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	ws.onClose("storage daemon", func(context.Context) error { return d.Stop() })
+	return d, nil
+}
+
+// repository mounts a repository for as long as the job lasts.
+func (ws *workspace) repository(ctx context.Context, spec messages.Repository) (*repository.Repository, error) {
+	repo, err := repository.Open(ctx, spec, repository.Options{
+		MountDir: filepath.Join(ws.dir, "mnt"),
+		Timeout:  ws.e.cfg.MountTimeout,
+		Log:      ws.e.cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	ws.onClose("repository", func(context.Context) error { return repo.Close() })
+	return repo, nil
+}

@@ -1,0 +1,98 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nasfleet/nasfleet/internal/bus"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// Manager is the management side of one NATS. It may be used by several goroutines at once.
+type Manager struct {
+	bus *bus.Bus
+	log zerolog.Logger
+}
+
+// New returns a Manager on b. Warnings, such as a host that is not there, go to log.
+func New(b *bus.Bus, log zerolog.Logger) *Manager { return &Manager{bus: b, log: log} }
+
+// Hosts lists the hosts that are alive, by zone and name.
+func (m *Manager) Hosts(ctx context.Context) ([]messages.HostInfo, error) {
+	hosts, err := m.bus.Hosts(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the hosts: %w", err)
+	}
+	return append([]messages.HostInfo{}, hosts...), nil // never null in JSON
+}
+
+// Seal seals the passphrase in file for one host.
+func (m *Manager) Seal(ctx context.Context, zone, host string, r *Passphrases, file string) (string, error) {
+	if err := errors.Join(messages.CheckLabel("zone", zone), messages.CheckLabel("host", host)); err != nil {
+		return "", refused(err)
+	}
+	p, err := r.Read(file)
+	if err != nil {
+		return "", err
+	}
+	info, err := m.host(ctx, zone, host)
+	if err != nil {
+		return "", err
+	}
+	job := &Job{Zone: zone, Host: host, Command: &messages.TakeBackup{}, passphrase: p}
+	if err := job.seal(info.SealKey); err != nil {
+		return "", err
+	}
+	return detailsOf(job.Command).Passphrase, nil
+}
+
+func (m *Manager) host(ctx context.Context, zone, host string) (messages.HostInfo, error) {
+	info, err := m.bus.Host(ctx, zone, host)
+	if errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrNoStream) {
+		return info, unknownHost(zone, host)
+	}
+	return info, err
+}
+
+func unknownHost(zone, host string) error {
+	return &Error{
+		Class: NotFound, Err: fmt.Errorf("host %s/%s is not announced", zone, host),
+		Hint: "publisher hosts lists the hosts that are alive; start the hostworker of this one.",
+	}
+}
+
+// Watch calls fn for each event and progress report of the jobs the filter lets through, until
+// ctx ends (class Interrupted). Of one job it begins with what is stored, and ends with the final
+// event and its outcome.
+func (m *Manager) Watch(ctx context.Context, f bus.Filter, fn func(bus.Update) error) error {
+	if err := checkAddress(f.Zone, f.Host); err != nil {
+		return err
+	}
+	if f.Job != "" {
+		if err := messages.CheckID("job id", f.Job); err != nil {
+			return refused(err)
+		}
+		f.History = true
+	}
+	var outcome error
+	err := m.bus.Follow(ctx, f, func(u bus.Update) error {
+		if err := fn(u); err != nil {
+			return err
+		}
+		if f.Job != "" && u.Event != nil && u.Event.Kind.Final() {
+			outcome = Outcome(*u.Event)
+			return errOver
+		}
+		return nil
+	})
+	if errors.Is(err, errOver) {
+		return outcome
+	}
+	return err
+}
+
+// errOver ends a Follow.
+var errOver = errors.New("over")

@@ -1,0 +1,114 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// BackupSettings name a stored backup and the host that works on it.
+type BackupSettings struct {
+	Backup string `help:"The backup's id, as ls prints it." placeholder:"ID" required:""`
+	Zone   string `help:"Zone of the host that does it; that of the backup if left out." placeholder:"ZONE"`
+	Host   string `help:"Host that does it; the one that took the backup if left out." placeholder:"HOST"`
+	JobID  string `help:"Id of the job (a ULID), so that publishing twice makes one job." placeholder:"ULID"`
+}
+
+// ReadSettings are of the jobs that read a backup's data.
+type ReadSettings struct {
+	PassphraseFile string `help:"File that holds the backup's passphrase, - for standard input." placeholder:"FILE"`
+	Bandwidth      int    `help:"Limit of the job, all its disks together; 0 is none." placeholder:"MIB/S"`
+}
+
+// RestoreSettings say where the disks of a backup go.
+type RestoreSettings struct {
+	BackupSettings
+	ReadSettings
+	To     string   `help:"Folder on the host; each disk becomes <DIR>/<disk>.<format>." placeholder:"DIR"`
+	Format string   `help:"Format of the files in --to: qcow2 (the default) or raw." placeholder:"FORMAT"`
+	Define bool     `help:"Define the VM from the backup's domain.xml, its disks in --to."`
+	ToVM   string   `name:"to-vm" help:"Stopped VM whose disks are overwritten." placeholder:"NAME"`
+	Disk   []string `help:"Restore this disk only (vda); repeatable." placeholder:"NAME"`
+	Force  bool     `help:"Overwrite files that exist."`
+}
+
+// RestoreJob makes the job that restores a backup of the catalog.
+func (m *Manager) RestoreJob(ctx context.Context, s RestoreSettings, r *Passphrases) (*Job, error) {
+	if (s.To == "") == (s.ToVM == "") {
+		return nil, usagef("exactly one of --to and --to-vm is needed")
+	}
+	entry, err := m.Backup(ctx, s.Backup)
+	if err != nil {
+		return nil, err
+	}
+	head, err := newHeader(messages.TypeRestore, s.JobID, 0)
+	if err != nil {
+		return nil, err
+	}
+	return s.job(entry, &messages.RestoreBackup{
+		Header: head, Backup: entry.Ref(), Disks: s.Disk, ToDir: s.To, Format: s.Format, ToVM: s.ToVM,
+		Define: s.Define, Force: s.Force, Details: messages.Details{BandwidthLimit: s.Bandwidth},
+	}, s.PassphraseFile, r)
+}
+
+// VerifyJob makes the job that reads a stored backup back and compares it with its digests.
+func (m *Manager) VerifyJob(ctx context.Context, b BackupSettings, s ReadSettings, r *Passphrases) (*Job, error) {
+	entry, err := m.Backup(ctx, b.Backup)
+	if err != nil {
+		return nil, err
+	}
+	head, err := newHeader(messages.TypeVerify, b.JobID, 0)
+	if err != nil {
+		return nil, err
+	}
+	return b.job(entry, &messages.VerifyBackup{
+		Header: head, Backup: entry.Ref(), Details: messages.Details{BandwidthLimit: s.Bandwidth},
+	}, s.PassphraseFile, r)
+}
+
+// DeleteJob makes the job that deletes a stored backup.
+func (m *Manager) DeleteJob(ctx context.Context, b BackupSettings) (*Job, error) {
+	entry, err := m.Backup(ctx, b.Backup)
+	if err != nil {
+		return nil, err
+	}
+	head, err := newHeader(messages.TypeDelete, b.JobID, 0)
+	if err != nil {
+		return nil, err
+	}
+	entry.Encrypted = false // nothing of it is read
+	return b.job(entry, &messages.DeleteBackup{Header: head, Backup: entry.Ref()}, "", nil)
+}
+
+// job addresses a command that reads a backup. The passphrase of one that is not encrypted stays here.
+func (b BackupSettings) job(entry messages.CatalogEntry, cmd messages.Command, file string, r *Passphrases) (*Job, error) {
+	job := &Job{Zone: b.zone(entry), Host: b.host(entry), Command: cmd, chosenID: b.JobID != ""}
+	if entry.Encrypted {
+		if file == "" {
+			return nil, &Error{
+				Class: Usage, Err: fmt.Errorf("backup %s is encrypted and there is no passphrase", entry.ID),
+				Hint: "Give the passphrase it was taken with (--passphrase-file FILE, or - for standard input).",
+			}
+		}
+		var err error
+		if job.passphrase, err = r.Read(file); err != nil {
+			return nil, err
+		}
+	}
+	return job, job.check()
+}
+
+func (b BackupSettings) zone(entry messages.CatalogEntry) string {
+	if b.Zone != "" {
+		return b.Zone
+	}
+	return entry.Zone
+}
+
+func (b BackupSettings) host(entry messages.CatalogEntry) string {
+	if b.Host != "" {
+		return b.Host
+	}
+	return entry.Host
+}

@@ -1,0 +1,240 @@
+package worker
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"go.uber.org/goleak"
+
+	"github.com/nasfleet/nasfleet/internal/exec"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	zone = "z1"
+	host = "h1"
+)
+
+// fakeQueue hands out what a test puts in.
+type fakeQueue struct{ c chan Delivery }
+
+func (q *fakeQueue) Next(ctx context.Context) (Delivery, error) {
+	select {
+	case d := <-q.c:
+		return d, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// fakeDelivery records how it was ended.
+type fakeDelivery struct {
+	job  string
+	data []byte
+	ends chan string
+
+	// extended gets a signal for each extension; those that nobody waits for are dropped.
+	extended chan struct{}
+
+	mu    sync.Mutex
+	delay time.Duration
+}
+
+func newDelivery(job string, data []byte) *fakeDelivery {
+	return &fakeDelivery{job: job, data: data, ends: make(chan string, 4), extended: make(chan struct{}, 1)}
+}
+
+func (d *fakeDelivery) Job() string               { return d.job }
+func (d *fakeDelivery) Data() []byte              { return d.data }
+func (d *fakeDelivery) Ack(context.Context) error { d.ends <- "ack"; return nil }
+func (d *fakeDelivery) Return() error             { d.ends <- "return"; return nil }
+func (d *fakeDelivery) Term(string) error         { d.ends <- "term"; return nil }
+
+func (d *fakeDelivery) Retry(delay time.Duration) error {
+	d.mu.Lock()
+	d.delay = delay
+	d.mu.Unlock()
+	d.ends <- "retry"
+	return nil
+}
+
+func (d *fakeDelivery) Extend() error {
+	select {
+	case d.extended <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// fakeOutbox keeps what was published, and knows the final event of each job.
+type fakeOutbox struct {
+	mu       sync.Mutex
+	events   []messages.Event
+	catalog  map[string]messages.CatalogEntry
+	progress int
+	hosts    []messages.HostInfo
+	gone     bool
+	// fail makes PublishEvent fail for final events.
+	fail error
+}
+
+func newOutbox() *fakeOutbox { return &fakeOutbox{catalog: map[string]messages.CatalogEntry{}} }
+
+func (o *fakeOutbox) PublishEvent(_ context.Context, e messages.Event) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.fail != nil && e.Kind.Final() {
+		return o.fail
+	}
+	o.events = append(o.events, e)
+	return nil
+}
+
+func (o *fakeOutbox) PublishProgress(messages.Progress) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.progress++
+	return nil
+}
+
+func (o *fakeOutbox) FinalEvent(_ context.Context, _, _, job string) (*messages.Event, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i := range o.events {
+		if e := o.events[i]; e.JobID == job && e.Kind.Final() {
+			return &e, nil
+		}
+	}
+	return nil, nil
+}
+
+func (o *fakeOutbox) PutBackup(_ context.Context, e messages.CatalogEntry) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.catalog[e.ID] = e
+	return nil
+}
+
+func (o *fakeOutbox) RemoveBackup(_ context.Context, _, _, id string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.catalog, id)
+	return nil
+}
+
+func (o *fakeOutbox) Announce(_ context.Context, h messages.HostInfo) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.hosts = append(o.hosts, h)
+	return nil
+}
+
+func (o *fakeOutbox) Withdraw(context.Context, string, string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.gone = true
+	return nil
+}
+
+// kinds lists the kinds of a job's events, in order.
+func (o *fakeOutbox) kinds(job string) []messages.Kind {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var ks []messages.Kind
+	for _, e := range o.events {
+		if e.JobID == job {
+			ks = append(ks, e.Kind)
+		}
+	}
+	return ks
+}
+
+func (o *fakeOutbox) last(job string) messages.Event {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i := len(o.events) - 1; i >= 0; i-- {
+		if o.events[i].JobID == job {
+			return o.events[i]
+		}
+	}
+	return messages.Event{}
+}
+
+// fakeExecutor does what the test says.
+type fakeExecutor func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error)
+
+func (f fakeExecutor) Run(ctx context.Context, c messages.Command, r exec.Reporter) (exec.Outcome, error) {
+	return f(ctx, c, r)
+}
+
+// rig is a worker between fakes.
+type rig struct {
+	t     *testing.T
+	queue *fakeQueue
+	out   *fakeOutbox
+	stop  context.CancelFunc
+	ended chan error
+}
+
+// start runs a worker; the test's end stops it.
+func start(t *testing.T, cfg Config, f fakeExecutor) *rig {
+	t.Helper()
+	cfg.Zone, cfg.Host = zone, host
+	if cfg.StateDir == "" {
+		cfg.StateDir = t.TempDir()
+	}
+	r := &rig{t: t, queue: &fakeQueue{c: make(chan Delivery, 16)}, out: newOutbox(), ended: make(chan error, 1)}
+	w, err := New(cfg, r.queue, r.out, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
+	go func() { r.ended <- w.Run(ctx); close(r.ended) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-r.ended; err != nil {
+			t.Errorf("the worker ended with %v", err)
+		}
+	})
+	return r
+}
+
+// take makes a TakeBackup command for a VM.
+func take(t *testing.T, vm string, attempts int) (string, []byte) {
+	t.Helper()
+	id := ulid.Make().String()
+	data, err := messages.Encode(&messages.TakeBackup{
+		Header:     messages.Header{Version: 1, Type: messages.TypeTake, JobID: id, IssuedAt: time.Now(), Attempts: attempts},
+		VM:         vm,
+		Repository: messages.Repository{Type: messages.RepositoryDir, Address: "/nas"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id, data
+}
+
+// deliver gives the worker a command and returns how the delivery ended.
+func (r *rig) deliver(job string, data []byte) (*fakeDelivery, string) {
+	r.t.Helper()
+	d := newDelivery(job, data)
+	r.queue.c <- d
+	return d, r.end(d)
+}
+
+func (r *rig) end(d *fakeDelivery) string {
+	r.t.Helper()
+	select {
+	case how := <-d.ends:
+		return how
+	case <-time.After(10 * time.Second):
+		r.t.Fatal("the delivery was not ended")
+		return ""
+	}
+}

@@ -1,0 +1,216 @@
+package worker
+
+import (
+	"context"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nasfleet/nasfleet/internal/exec"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// job is one attempt at one command.
+type job struct {
+	w       *Worker
+	d       *held
+	id      string
+	cmd     messages.Command
+	attempt int
+	started time.Time
+	log     zerolog.Logger
+	// words outlives the job's own context: with it the job says how it ended.
+	words context.Context
+}
+
+// handle sees one delivery to its end.
+func (w *Worker) handle(jobs, words context.Context, d Delivery) {
+	j := &job{w: w, d: newHeld(d), id: d.Job(), started: time.Now(), words: words}
+	j.log = w.cfg.Log.With().Str("job", j.id).Logger()
+	cmd, head, err := messages.Decode(d.Data())
+	if err == nil && head.JobID != j.id {
+		err = messages.Errorf(messages.CodeInvalidMessage, "job_id %s is not that of its subject", head.JobID)
+	}
+	if err != nil {
+		j.refuse(head, err)
+		return
+	}
+	j.cmd = cmd
+	if !w.jobs.enter(j) {
+		return
+	}
+	defer w.jobs.leave(j)
+	if j.over() {
+		return
+	}
+	if j.attempt, err = w.journal.begin(j.id); err != nil {
+		j.log.Error().Err(err).Msg("write the journal")
+		j.settle(j.d.Retry(w.cfg.RetryDelay))
+		return
+	}
+	j.run(jobs)
+}
+
+// over says whether the job has ended before, and acknowledges its command if so: it was
+// delivered again because its worker died, or lost its connection, between the event and the ack.
+func (j *job) over() bool {
+	final, err := j.w.out.FinalEvent(j.words, j.w.cfg.Zone, j.w.cfg.Host, j.id)
+	if err != nil {
+		// Not to know is no reason to do a job twice, and none to drop it.
+		j.log.Warn().Err(err).Msg("look up the job's last event")
+		j.settle(j.d.Retry(j.w.cfg.RetryDelay))
+		return true
+	}
+	if final == nil {
+		return false
+	}
+	j.log.Info().Str("kind", string(final.Kind)).Msg("the job has ended before")
+	j.settle(j.d.Ack(j.words))
+	j.w.journal.end(j.id)
+	return true
+}
+
+func (j *job) run(jobs context.Context) {
+	j.log = j.log.With().Int("attempt", j.attempt).Str("type", string(j.cmd.Head().Type)).Str("vm", j.cmd.Target()).Logger()
+	ctx, stop := context.WithCancel(jobs)
+	alive := j.keepAlive(ctx)
+	j.log.Info().Msg("accepted")
+	err := j.publish(j.event(messages.KindAccepted))
+	var out exec.Outcome
+	p := newProgress(j)
+	if err == nil && j.attempt > j.cmd.Head().MaxAttempts() {
+		err = messages.Errorf(messages.CodeInternal, "the worker died in each of %d attempts", j.attempt-1)
+	} else if err == nil {
+		p.start(ctx)
+		out, err = j.w.exec.Run(ctx, j.cmd, p)
+		p.stop()
+	}
+	j.finish(out, err)
+	stop()
+	<-alive
+}
+
+// finish stores what the attempt's end means and then lets go of the command, in this order: a
+// crash in between makes the job report again, never go missing.
+func (j *job) finish(out exec.Outcome, err error) {
+	d := decide(err, j.attempt, j.cmd.Head().MaxAttempts(), j.w.cfg.RetryDelay)
+	j.w.cfg.Metrics.observe(j, d, err, out)
+	if d.ends == giveBack {
+		j.log.Info().Msg("given back")
+		j.w.journal.giveBack(j.id)
+		j.w.jobs.leave(j)
+		j.settle(j.d.Return())
+		return
+	}
+	if err == nil {
+		if cerr := j.updateCatalog(out); cerr != nil {
+			// As below; what was done is found done by the next attempt.
+			j.log.Error().Err(cerr).Msg("the catalog was not updated")
+			return
+		}
+	}
+	ev := j.outcomeEvent(d, out, err)
+	j.log.WithLevel(d.level()).Err(err).Str("kind", string(d.kind)).Dur("took", time.Since(j.started)).Msg("ended")
+	if perr := j.publish(ev); perr != nil {
+		// The command stays unacknowledged and comes back; the journal knows the attempt.
+		j.log.Error().Err(perr).Msg("the job's event was not stored")
+		return
+	}
+	// Before the command is let go: one that comes back from now on finds the job over.
+	j.w.jobs.leave(j)
+	switch d.ends {
+	case tryAgain:
+		j.settle(j.d.Retry(d.delay))
+	case drop:
+		j.settle(j.d.Term(string(messages.CodeOf(err))))
+		j.w.journal.end(j.id)
+	default:
+		j.settle(j.d.Ack(j.words))
+		j.w.journal.end(j.id)
+	}
+}
+
+// refuse answers a command that cannot be read. It is never delivered again.
+func (j *job) refuse(head messages.Header, err error) {
+	j.log.Warn().Err(err).Msg("refused")
+	j.w.cfg.Metrics.refused()
+	ev := j.event(messages.KindFailed)
+	ev.Type, ev.Error = head.Type, messages.FailureOf(err)
+	if perr := j.publish(ev); perr != nil {
+		j.log.Error().Err(perr).Msg("the refusal was not stored")
+		return
+	}
+	j.settle(j.d.Term(string(messages.CodeOf(err))))
+}
+
+func (j *job) updateCatalog(out exec.Outcome) error {
+	c := j.w.cfg
+	if out.Backup != nil {
+		return j.w.out.PutBackup(j.words, *out.Backup)
+	}
+	if out.Deleted {
+		return j.w.out.RemoveBackup(j.words, c.Zone, c.Host, out.BackupID)
+	}
+	for _, entry := range out.Listed {
+		if err := j.w.out.PutBackup(j.words, entry); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *job) event(kind messages.Kind) messages.Event {
+	ev := messages.Event{
+		Version: messages.Version, Kind: kind, JobID: j.id, Zone: j.w.cfg.Zone, Host: j.w.cfg.Host,
+		Time: time.Now().UTC(), Attempt: j.attempt,
+	}
+	if j.cmd != nil {
+		ev.Type, ev.VM = j.cmd.Head().Type, j.cmd.Target()
+	}
+	return ev
+}
+
+func (j *job) outcomeEvent(d decision, out exec.Outcome, err error) messages.Event {
+	ev := j.event(d.kind)
+	ev.Seconds = time.Since(j.started).Seconds()
+	ev.BackupID, ev.Backup, ev.Restored, ev.Notes = out.BackupID, out.Backup, out.Restored, out.Notes
+	if out.Listed != nil {
+		n := len(out.Listed)
+		ev.Backups = &n
+	}
+	if ev.Error = messages.FailureOf(err); ev.Error != nil && d.ends == tryAgain {
+		next := ev.Time.Add(d.delay)
+		ev.Error.NextAttempt = &next
+	}
+	return ev
+}
+
+func (j *job) publish(ev messages.Event) error { return j.w.out.PublishEvent(j.words, ev) }
+
+// settle notes that an end did not reach the server; the command then comes back by itself.
+func (j *job) settle(err error) {
+	if err != nil {
+		j.log.Warn().Err(err).Msg("the command was not let go; it comes back")
+	}
+}
+
+// keepAlive extends the command until ctx ends. The channel closes when it has stopped.
+func (j *job) keepAlive(ctx context.Context) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(j.w.cfg.AckWait / 3)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if err := j.d.Extend(); err != nil {
+					j.log.Debug().Err(err).Msg("extend the command")
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return done
+}

@@ -1,0 +1,93 @@
+package messages_test
+
+import (
+	"strings"
+	"testing"
+
+	m "github.com/nasfleet/nasfleet/messages"
+)
+
+func TestCheckLabel(t *testing.T) {
+	good := []string{"a", "z1", "eu-west-1", "-", "0", strings.Repeat("a", 63)}
+	bad := []string{
+		"", "..", ".", "/", "a/b", "a.b", "a b", " a", "a\n", "\na", "a\x00", "*", ">", "a*", "A", "Zone", "a_b",
+		"zürich", "１", "a\u200b", "\xff", "$SYS", "a\tb", "a\r\nb", strings.Repeat("a", 64), strings.Repeat("a", 300),
+	}
+	check(t, good, bad, func(s string) error { return m.CheckLabel("zone", s) }, "zone")
+}
+
+func TestCheckVM(t *testing.T) {
+	good := []string{
+		"web-1", "a", "a.b", "a..b", "a b", "Größe", "日本", "*", ">", "x*y", "$(x)", "a\\b", "%s", "a'b", strings.Repeat("a", 200),
+	}
+	bad := []string{
+		"", ".", "..", ".hidden", "-rf", "--", "/", "a/b", "../x", "a\n", "a\r", "a\x00b", "\x7f", "\u0085", "a\tb",
+		"\xff", "a\xc3", "a\ufffd", strings.Repeat("a", 201), strings.Repeat("a", 300), strings.Repeat("é", 101),
+	}
+	check(t, good, bad, m.CheckVM, "vm")
+}
+
+func TestCheckID(t *testing.T) {
+	good := []string{jobID, "00000000000000000000000000", "7ZZZZZZZZZZZZZZZZZZZZZZZZZ"}
+	bad := []string{
+		"", strings.ToLower(jobID), jobID + "0", jobID[1:], "8ZZZZZZZZZZZZZZZZZZZZZZZZZ", jobID[:25] + "I", jobID[:25] + "*",
+		jobID[:25] + ".", jobID[:25] + "\n", strings.Repeat("../", 8) + "..", jobID[:24] + "é", strings.Repeat("0", 300),
+	}
+	check(t, good, bad, func(s string) error { return m.CheckID("job_id", s) }, "job_id")
+}
+
+func check(t *testing.T, good, bad []string, f func(string) error, says string) {
+	t.Helper()
+	for _, s := range good {
+		if err := f(s); err != nil {
+			t.Errorf("%q is refused: %v", s, err)
+		}
+	}
+	for _, s := range bad {
+		err := f(s)
+		if m.CodeOf(err) != m.CodeInvalidMessage || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", s, err)
+		}
+		if err != nil && strings.ContainsAny(err.Error(), "\x00\n\r\x7f") {
+			t.Errorf("%q: the error is not one line of text: %q", s, err)
+		}
+	}
+}
+
+func TestSubjects(t *testing.T) {
+	for _, tt := range []struct{ got, want string }{
+		{m.JobStream("z1"), "BACKUP_JOBS_z1"},
+		{m.JobSubject("z1", "h-1", jobID), "backup.jobs.z1.h-1." + jobID},
+		{m.JobSubject("z1", "h-1", "*"), "backup.jobs.z1.h-1.*"},
+		{m.JobSubject("z1", "*", "*"), "backup.jobs.z1.*.*"},
+		{m.EventSubject("z1", "h-1", jobID, m.KindFailed), "backup.events.z1.h-1." + jobID + ".failed"},
+		{m.EventSubject("*", "*", "*", "*"), "backup.events.*.*.*.*"},
+		{m.ProgressSubject("z1", "h-1", jobID), "backup.progress.z1.h-1." + jobID},
+		{m.ControlSubject("z1", "h-1"), "backup.control.z1.h-1"},
+		{m.HostKey("z1", "h-1"), "z1.h-1"},
+		{m.CatalogKey("z1", "h-1", backupID), "z1.h-1." + backupID},
+	} {
+		if tt.got != tt.want {
+			t.Errorf("got %s, want %s", tt.got, tt.want)
+		}
+	}
+}
+
+func TestParseJobSubject(t *testing.T) {
+	for _, id := range []string{jobID, "by-hand", "a*b", "é"} { // each is one literal token
+		zone, host, job, ok := m.ParseJobSubject(m.JobSubject("z1", "h-1", id))
+		if !ok || zone != "z1" || host != "h-1" || job != id {
+			t.Errorf("got %q, %q, %q, %v", zone, host, job, ok)
+		}
+	}
+	for _, bad := range []string{
+		"", "backup", "backup.jobs.z1.h1", m.JobSubject("z1", "h1", jobID) + ".x", m.EventSubject("z1", "h1", jobID, m.KindFailed),
+		"backup.events.z1.h1." + jobID, "other.jobs.z1.h1." + jobID, "backup.jobs.z1.h1.", "backup.jobs...", "backup.jobs..h1." + jobID,
+		m.JobSubject("z1", "*", jobID), m.JobSubject("*", "h1", jobID), m.JobSubject("z1", "h1", "*"), "backup.jobs.z1.h1.>",
+		m.JobSubject("Z1", "h1", jobID), m.JobSubject("z1", "h 1", jobID), m.JobSubject("z1", strings.Repeat("h", 64), jobID),
+	} {
+		if zone, host, job, ok := m.ParseJobSubject(bad); ok || zone+host+job != "" {
+			t.Errorf("%q is taken: %q, %q, %q, %v", bad, zone, host, job, ok)
+		}
+	}
+}

@@ -1,0 +1,277 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/nasfleet/nasfleet/messages"
+	"github.com/nasfleet/nasfleet/tests/lab"
+)
+
+const (
+	zone = "z1"
+	host = "h1"
+)
+
+// binDir holds the programs under test, built once.
+var binDir string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "nfbin")
+		if err != nil {
+			panic(err)
+		}
+		defer func() { _ = os.RemoveAll(dir) }()
+		binDir = dir
+		args := append([]string{"build", "-tags", "libvirt_dlopen", "-o", dir}, buildFlags...)
+		cmd := exec.Command("go", append(args, "../../cmd/publisher", "../../cmd/hostworker")...)
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, "build the programs:", err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// world is one hostworker with an embedded NATS server, and all its folders.
+type world struct {
+	// dir holds everything of this world.
+	dir string
+	// nas is a folder that serves as a repository of type dir.
+	nas     string
+	url     string
+	libvirt string
+	worker  *exec.Cmd
+	args    []string
+	log     *logBuffer
+	ended   chan error
+}
+
+// newWorld starts a hostworker; uri is libvirt's, or "none". The test's end stops it and checks
+// that nothing of it is left.
+func newWorld(t *testing.T, uri string, args ...string) *world {
+	t.Helper()
+	w := &world{dir: lab.Dir(t), libvirt: uri, args: args}
+	w.nas = w.mkdir(t, "nas")
+	w.start(t)
+	t.Cleanup(func() {
+		w.stop(t)
+		lab.NoLeftovers(t, w.dir)
+		if t.Failed() {
+			t.Logf("the worker's log:\n%s", w.log.tail(60))
+		}
+	})
+	return w
+}
+
+func (w *world) mkdir(t *testing.T, name string) string {
+	t.Helper()
+	dir := filepath.Join(w.dir, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+var urlPattern = regexp.MustCompile(`nats://127\.0\.0\.1:\d+`)
+
+// start starts the worker and waits until it takes commands.
+func (w *world) start(t *testing.T) {
+	t.Helper()
+	args := append([]string{
+		"--log-level", "debug", "run", "--zone", zone, "--host", host,
+		"--embedded-nats", filepath.Join(w.dir, "nats"), "--listen", "127.0.0.1:0", "--libvirt", w.libvirt,
+		"--run-dir", filepath.Join(w.dir, "run"), "--state-dir", filepath.Join(w.dir, "state"),
+		"--scratch", filepath.Join(w.dir, "scratch"), "--scratch-reserve", "16", "--retry-delay", "200ms",
+	}, w.args...)
+	w.worker = exec.Command(filepath.Join(binDir, "hostworker"), args...)
+	w.worker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	w.log = &logBuffer{}
+	w.worker.Stderr = w.log
+	if err := w.worker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.ended = make(chan error, 1)
+	go func() { w.ended <- w.worker.Wait() }()
+	lab.Eventually(t, "the worker announces itself", func() bool {
+		select {
+		case err := <-w.ended:
+			t.Fatalf("the worker ended: %v\n%s", err, w.log.tail(20))
+		default:
+		}
+		if w.url = urlPattern.FindString(w.log.String()); w.url == "" {
+			return false
+		}
+		out, _, code := w.try("hosts", "--json")
+		return code == 0 && strings.Contains(out, `"`+host+`"`)
+	})
+}
+
+// stop ends the worker in order.
+func (w *world) stop(t *testing.T) {
+	t.Helper()
+	if w.worker == nil {
+		return
+	}
+	_ = w.worker.Process.Signal(syscall.SIGTERM)
+	if err := <-w.ended; err != nil {
+		t.Errorf("the worker ended with %v", err)
+	}
+	w.worker = nil
+}
+
+// try runs publisher and returns what it printed and its exit code.
+func (w *world) try(args ...string) (stdout, stderr string, code int) {
+	return w.pipe(nil, args...)
+}
+
+func (w *world) pipe(stdin []byte, args ...string) (stdout, stderr string, code int) {
+	cmd := exec.Command(filepath.Join(binDir, "publisher"), args...)
+	cmd.Env = append(os.Environ(), "NASFLEET_NATS="+w.url)
+	cmd.Stdin = bytes.NewReader(stdin)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return "", err.Error(), -1
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// publisher runs publisher, which must succeed.
+func (w *world) publisher(t *testing.T, args ...string) string {
+	t.Helper()
+	out, errs, code := w.try(args...)
+	if code != 0 {
+		t.Fatalf("publisher %s: exit code %d\n%s%s", strings.Join(args, " "), code, out, errs)
+	}
+	return out
+}
+
+// job runs a command of publisher with --wait and returns its final event and exit code.
+func (w *world) job(t *testing.T, args ...string) (messages.Event, int) {
+	t.Helper()
+	args = append(args, "--wait", "--json")
+	out, errs, code := w.try(args...)
+	ev, err := messages.DecodeEvent([]byte(out))
+	if err != nil || !ev.Kind.Final() {
+		t.Fatalf("publisher %s: exit code %d, no final event\n%s%s", strings.Join(args, " "), code, out, errs)
+	}
+	return ev, code
+}
+
+// take takes a backup into the world's folder, which must succeed.
+func (w *world) take(t *testing.T, args ...string) messages.Event {
+	t.Helper()
+	return w.mustJob(t, w.takeArgs(args...)...)
+}
+
+func (w *world) takeArgs(args ...string) []string {
+	return append([]string{"take", "--zone", zone, "--host", host, "--repo", w.nas}, args...)
+}
+
+func (w *world) mustJob(t *testing.T, args ...string) messages.Event {
+	t.Helper()
+	ev, code := w.job(t, args...)
+	if code != 0 || ev.Kind != messages.KindSucceeded {
+		t.Fatalf("publisher %s: exit code %d, event %s", strings.Join(args, " "), code, asJSON(ev))
+	}
+	return ev
+}
+
+// mustFail runs a job that must fail with the code, and returns its event.
+func (w *world) mustFail(t *testing.T, want messages.Code, args ...string) messages.Event {
+	t.Helper()
+	ev, code := w.job(t, args...)
+	if code != 1 || ev.Kind != messages.KindFailed || ev.Error == nil || ev.Error.Code != want {
+		t.Fatalf("publisher %s: exit code %d, want code %s, event %s", strings.Join(args, " "), code, want, asJSON(ev))
+	}
+	if ev.Error.Message == "" || !strings.HasSuffix(ev.Error.Hint, ".") {
+		t.Errorf("the event does not say what to do: %s", asJSON(ev.Error))
+	}
+	return ev
+}
+
+// nothingLeft checks that no job of the worker has left anything; the worker goes on.
+func (w *world) nothingLeft(t *testing.T) {
+	t.Helper()
+	for _, dir := range []string{"run", "scratch"} {
+		entries, err := os.ReadDir(filepath.Join(w.dir, dir))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, e := range entries {
+			t.Errorf("left: %s", filepath.Join(w.dir, dir, e.Name()))
+		}
+	}
+	if pids := children(t, w.worker.Process.Pid); len(pids) > 0 {
+		t.Errorf("the worker has children: %v", pids)
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", w.worker.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(data), filepath.Join(w.dir, "run")) {
+		t.Errorf("a mount is left in the worker's namespace:\n%s", data)
+	}
+	lab.NoFilesMatching(t, w.nas, "*.partial")
+}
+
+// children lists the child processes of a process.
+func children(t *testing.T, pid int) []string {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, f := range files {
+		data, _ := os.ReadFile(f) // a thread may have just ended
+		all = append(all, strings.Fields(string(data))...)
+	}
+	return all
+}
+
+func asJSON(v any) string {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
+}
+
+// logBuffer keeps a process's output while it runs.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(b)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+func (l *logBuffer) tail(lines int) string {
+	all := strings.Split(strings.TrimSpace(l.String()), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
