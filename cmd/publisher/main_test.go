@@ -190,7 +190,7 @@ func TestInterruptedWait(t *testing.T) {
 	const id = "01JD0000000000000000000000"
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
-	stderr := &trigger{text: "copying | vda", fire: interrupt}
+	stderr := &trigger{texts: []string{"copying | vda"}, fire: interrupt}
 	var stdout bytes.Buffer
 	got := run(ctx, []string{
 		"take", "--nats", f.URL, "--zone", "z1", "--host", "h1", "--vm", "hang1", "--repo", "/nas", "--job-id", id, "--wait", "--json",
@@ -207,16 +207,16 @@ func TestInterruptedWait(t *testing.T) {
 
 	ctx, interrupt = context.WithCancel(t.Context())
 	defer interrupt()
-	watched := &trigger{text: `"progress"`, fire: interrupt}
+	watched := &trigger{texts: []string{`{"progress":{`, `{"event":{"version":1,"kind":"accepted","job_id":"` + id}, fire: interrupt}
 	got = run(ctx, []string{"watch", "--nats", f.URL, "--job", id, "--json"}, strings.NewReader(""), watched, stderr)
-	if s := watched.String(); got != 130 || !strings.Contains(s, `{"event":{"version":1,"kind":"accepted","job_id":"`+id) {
-		t.Errorf("exit code %d:\n%s", got, s)
+	if got != 130 {
+		t.Errorf("exit code %d:\n%s", got, watched)
 	}
 
 	// Without a job there is no end to wait for: an interrupt is how it is meant to end.
 	ctx, interrupt = context.WithCancel(t.Context())
 	defer interrupt()
-	watched = &trigger{text: "z1/h1 " + id + " hang1 copying | vda", fire: interrupt}
+	watched = &trigger{texts: []string{"z1/h1 " + id + " hang1 copying | vda"}, fire: interrupt}
 	if got := run(ctx, []string{"watch", "--nats", f.URL, "--zone", "z1"}, strings.NewReader(""), watched, stderr); got != 0 {
 		t.Errorf("exit code %d:\n%s", got, watched)
 	}
@@ -241,7 +241,7 @@ func TestInterruptedFleet(t *testing.T) {
 	}
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
-	stderr := &trigger{text: "z1/h2 bad1: failed", fire: interrupt}
+	stderr := &trigger{texts: []string{"z1/h2 bad1: failed"}, fire: interrupt}
 	var stdout bytes.Buffer
 	got := run(ctx, []string{"take", "--nats", f.URL, "--targets", file, "--repo", "/nas", "--wait"}, strings.NewReader(""), &stdout, stderr)
 	if s := stderr.String(); got != 130 || !strings.Contains(s, "0 succeeded, 1 failed") {
@@ -249,10 +249,10 @@ func TestInterruptedFleet(t *testing.T) {
 	}
 }
 
-// trigger is a writer that calls fire when it has seen a text.
+// trigger is a writer that calls fire when it has seen all texts, in any order.
 type trigger struct {
-	text string
-	fire func()
+	texts []string
+	fire  func()
 
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -262,9 +262,12 @@ func (w *trigger) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n, err := w.buf.Write(p)
-	if strings.Contains(w.buf.String(), w.text) {
-		w.fire()
+	for _, text := range w.texts {
+		if !strings.Contains(w.buf.String(), text) {
+			return n, err
+		}
 	}
+	w.fire()
 	return n, err
 }
 

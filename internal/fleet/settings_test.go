@@ -57,18 +57,18 @@ func TestTakeJobRefuses(t *testing.T) {
 		settings TakeSettings
 		want     string
 	}{
-		"no repository":             {TakeSettings{}, "no repository"},
-		"no address":                {TakeSettings{RepositorySettings: RepositorySettings{RepoType: "nfs"}}, "no repository"},
-		"two repositories":          {TakeSettings{RepositorySettings: RepositorySettings{Repo: "/a", RepoAddress: "b"}}, "goes without"},
-		"encryption in the open":    {TakeSettings{RepositorySettings: nas(), Encrypt: true}, "passphrase_missing"},
-		"passphrase for nothing":    {TakeSettings{RepositorySettings: nas(), PassphraseFile: "-"}, "no encryption"},
-		"two passphrases":           {TakeSettings{RepositorySettings: nas(), Encrypt: true, PassphraseFile: "-", Detail: map[string]string{"encryption_passphrase": "sealed1.x"}}, "contradict"},
-		"plain passphrase":          {TakeSettings{RepositorySettings: nas(), Encrypt: true, Detail: map[string]string{"encryption_passphrase": "hunter2"}}, "plain text"},
-		"unknown detail":            {TakeSettings{RepositorySettings: nas(), Detail: map[string]string{"encrypted": "true"}}, `unknown detail "encrypted"`},
-		"contradiction":             {TakeSettings{RepositorySettings: nas(), Compress: true, Detail: map[string]string{"compression": "false"}}, "contradicts a flag"},
-		"unknown compression":       {TakeSettings{RepositorySettings: nas(), CompressionType: "lz4"}, "compression_type"},
-		"bandwidth below 0":         {TakeSettings{RepositorySettings: nas(), Bandwidth: -1}, "bandwidth_limit"},
-		"path out of the reposiory": {TakeSettings{RepositorySettings: RepositorySettings{Repo: "/nas", BackupPath: "../x"}}, "backup_path"},
+		"no repository":              {TakeSettings{}, "no repository"},
+		"no address":                 {TakeSettings{RepositorySettings: RepositorySettings{RepoType: "nfs"}}, "no repository"},
+		"two repositories":           {TakeSettings{RepositorySettings: RepositorySettings{Repo: "/a", RepoAddress: "b"}}, "goes without"},
+		"encryption in the open":     {TakeSettings{RepositorySettings: nas(), Encrypt: true}, "passphrase_missing"},
+		"passphrase for nothing":     {TakeSettings{RepositorySettings: nas(), PassphraseFile: "-"}, "no encryption"},
+		"two passphrases":            {TakeSettings{RepositorySettings: nas(), Encrypt: true, PassphraseFile: "-", Detail: map[string]string{"encryption_passphrase": "sealed1.x"}}, "contradict"},
+		"plain passphrase":           {TakeSettings{RepositorySettings: nas(), Encrypt: true, Detail: map[string]string{"encryption_passphrase": "hunter2"}}, "plain text"},
+		"unknown detail":             {TakeSettings{RepositorySettings: nas(), Detail: map[string]string{"encrypted": "true"}}, `unknown detail "encrypted"`},
+		"contradiction":              {TakeSettings{RepositorySettings: nas(), Compress: true, Detail: map[string]string{"compression": "false"}}, "contradicts a flag"},
+		"unknown compression":        {TakeSettings{RepositorySettings: nas(), CompressionType: "lz4"}, "compression_type"},
+		"bandwidth below 0":          {TakeSettings{RepositorySettings: nas(), Bandwidth: -1}, "bandwidth_limit"},
+		"path out of the repository": {TakeSettings{RepositorySettings: RepositorySettings{Repo: "/nas", BackupPath: "../x"}}, "backup_path"},
 	} {
 		_, err := TakeJob(Source{Zone: "z1", Host: "h1", VM: "v"}, s.settings, passphrases())
 		if err == nil || ClassOf(err) != Usage || !strings.Contains(err.Error(), s.want) || strings.Contains(err.Error(), "hunter2") {

@@ -28,6 +28,8 @@ type Source interface {
 type Target interface {
 	// Size returns the size in bytes.
 	Size() int64
+	// BlockSizes returns what writes must be multiples of, in bytes, and two values more.
+	BlockSizes() (least, preferred, most int64)
 	WriteAt(ctx context.Context, p []byte, off int64) error
 	WriteZeroes(ctx context.Context, off, n int64, flags nbd.ZeroFlags) error
 	Flush(ctx context.Context) error
@@ -78,8 +80,10 @@ func Scan(ctx context.Context, src Source) (int64, error) {
 // job is what Copy and Verify have in common.
 type job struct {
 	Options
-	src   Source
-	dst   Target // nil: compare only
+	src Source
+	dst Target // nil: compare only
+	end int64  // of what is written: the source's size, in the target's blocks
+
 	mu    sync.Mutex
 	stats Stats
 }
@@ -87,8 +91,12 @@ type job struct {
 // prepare checks the sizes and finds the total.
 func (j *job) prepare(ctx context.Context) error {
 	size := j.src.Size()
-	if j.dst != nil && j.dst.Size() < size {
-		return messages.Errorf(messages.CodeTargetTooSmall, "the target has %d bytes, the source %d", j.dst.Size(), size)
+	if j.dst != nil {
+		if j.dst.Size() < size {
+			return messages.Errorf(messages.CodeTargetTooSmall, "the target has %d bytes, the source %d", j.dst.Size(), size)
+		}
+		least, _, _ := j.dst.BlockSizes()
+		j.end = min((size+least-1)/least*least, j.dst.Size())
 	}
 	if j.Digests != nil && j.Digests.Size() != size {
 		return messages.Errorf(messages.CodeInternal, "digests for a disk of %d bytes, the source has %d", j.Digests.Size(), size)

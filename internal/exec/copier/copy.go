@@ -19,7 +19,9 @@ const (
 	zeroSize = 64 << 20
 )
 
-// Copy copies src to dst and flushes dst. A target larger than the source keeps its rest.
+// Copy copies src to dst and flushes dst. A target larger than the source keeps its rest, except
+// that the source's end is filled with zeroes up to a multiple of the target's least block: 64
+// KiB for QEMU's compress filter, which serves no disk of another size.
 //
 // Data is copied in whole clusters of 64 KiB. A cluster that reads as zeroes is treated like a
 // hole, whatever the source's block status says; and a block that is all zeroes gets no digest
@@ -114,35 +116,46 @@ func (j *job) work(ctx context.Context, blocks <-chan block) error {
 		if buf == nil {
 			buf = make([]byte, blockSize)
 		}
-		if err := j.block(ctx, b, buf[:b.size]); err != nil {
+		if err := j.block(ctx, b, buf); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// block copies, or compares, one block.
+// block copies, or compares, one block. The buffer has room for a whole one.
 func (j *job) block(ctx context.Context, b block, buf []byte) error {
-	if err := j.read(ctx, b, buf); err != nil {
+	content := buf[:b.size]
+	if err := j.read(ctx, b, content); err != nil {
 		return err
 	}
 	if j.Check != nil {
-		if err := j.Check.Check(b.index(), buf); err != nil {
+		if err := j.Check.Check(b.index(), content); err != nil {
 			return err
 		}
 	}
 	done := Stats{DataBytes: b.dataBytes()}
 	if j.dst != nil {
-		b.data &^= zeroClusters(b, buf)
-		if err := j.record(b, buf); err != nil {
+		b.data &^= zeroClusters(b, content)
+		if err := j.record(b, content); err != nil {
 			return err
 		}
+		b = j.pad(b)
+		clear(buf[len(content):b.size])
 		if err := j.write(ctx, b, buf, &done); err != nil {
 			return err
 		}
 	}
 	j.count(done)
 	return nil
+}
+
+// pad extends what ends with the source to what is to be written.
+func (j *job) pad(b block) block {
+	if b.off+b.size == j.src.Size() {
+		b.size = j.end - b.off
+	}
+	return b
 }
 
 // read fills buf with the block's content.
@@ -209,6 +222,7 @@ func (j *job) hole(ctx context.Context, b block) error {
 	if j.dst == nil || !j.ZeroHoles {
 		return nil
 	}
+	b = j.pad(b)
 	if err := j.dst.WriteZeroes(ctx, b.off, b.size, nbd.MayPunch); err != nil {
 		return targetError(err, b.off)
 	}

@@ -68,12 +68,18 @@ func TestCopyModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		src := drawDisk(t)
 		rest := rapid.Int64Range(0, mib).Draw(t, "rest")
-		dst := &disk{data: make([]byte, src.Size()+rest)}
+		dst := &disk{data: make([]byte, src.Size()+rest), least: rapid.SampledFrom([]int64{1, 512, clusterSize}).Draw(t, "least")}
+		dst.data = dst.data[:dst.Size()/dst.least*dst.least]
+		if dst.Size() < src.Size() {
+			dst.data = append(dst.data, make([]byte, dst.least)...)
+		}
 		zeroHoles := rapid.Bool().Draw(t, "zero holes")
 		if zeroHoles {
 			_, _ = rand.NewChaCha8([32]byte{1}).Read(dst.data)
 		}
 		want := append(bytes.Clone(src.data), dst.data[src.Size():]...)
+		padded := (src.Size() + dst.least - 1) / dst.least * dst.least
+		clear(want[src.Size():padded])
 		dst.fail = aligned(t, src.Size())
 
 		path := filepath.Join(dir, "d")
@@ -103,7 +109,7 @@ func TestCopyModel(t *testing.T) {
 		if n := src.dataClusters(); stats.DataBytes != n || last != n || total != n || src.reads.Load() != n {
 			t.Errorf("%+v, progress %d of %d, %d bytes read; want %d", stats, last, total, src.reads.Load(), n)
 		}
-		if zeroHoles && stats.WrittenBytes+stats.ZeroBytes != src.Size() {
+		if zeroHoles && stats.WrittenBytes+stats.ZeroBytes != padded {
 			t.Errorf("%+v for %d bytes", stats, src.Size())
 		}
 		if !dst.flushed.Load() {
@@ -290,6 +296,7 @@ func TestCancel(t *testing.T) {
 type pattern struct{ size int64 }
 
 func (p pattern) Size() int64                                                    { return p.size }
+func (pattern) BlockSizes() (least, preferred, most int64)                       { return 1, 1, mib }
 func (pattern) WriteAt(context.Context, []byte, int64) error                     { return nil }
 func (pattern) WriteZeroes(_ context.Context, _, _ int64, _ nbd.ZeroFlags) error { return nil }
 func (pattern) Flush(context.Context) error                                      { return nil }

@@ -18,6 +18,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // disk is a disk in memory, a Source and a Target.
 type disk struct {
 	extents []nbd.Extent // nil: all data
+	least   int64        // block size; 0 is 1
 	fail    func(op string, off int64) error
 	flushed atomic.Bool
 	reads   atomic.Int64 // bytes
@@ -37,6 +38,8 @@ func (d *disk) failure(ctx context.Context, op string, off int64) error {
 }
 
 func (d *disk) Size() int64 { return int64(len(d.data)) }
+
+func (d *disk) BlockSizes() (least, preferred, most int64) { return max(d.least, 1), 4096, 32 << 20 }
 
 func (d *disk) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := d.failure(ctx, "read", off); err != nil {

@@ -410,6 +410,8 @@ func TestContextAndClose(t *testing.T) {
 	defer cancel()
 	_, err = p.Commit(late, manifest(loc))
 	wantCode(t, err, messages.CodeTimeout)
+	_, err = r.FreeBytes(ctx)
+	wantCode(t, err, messages.CodeCancelled)
 	why, stop := context.WithCancelCause(t.Context())
 	stop(messages.Errorf(messages.CodeShuttingDown, "stopping"))
 	wantCode(t, r.Sweep(why, loc), messages.CodeShuttingDown)

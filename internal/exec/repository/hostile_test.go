@@ -92,6 +92,12 @@ func TestLinkedLeftovers(t *testing.T) {
 		wantAbsent(t, link)
 		untouched()
 	}
+	// A link to another backup of the same VM.
+	other := commit(t, r, Location{BackupPath: loc.BackupPath, VM: loc.VM, ID: "01J8ZQ5V9K3N7R2T4W6Y8A0B1D"})
+	check(t, os.Symlink(filepath.Base(other.Dir), filepath.Join(r.Dir(), loc.String()+partialSuffix)))
+	check(t, r.Sweep(t.Context(), loc))
+	_, err := r.Find(t.Context(), ref(other.loc))
+	check(t, err)
 	// Links inside what is removed go, not what they point to.
 	b := commit(t, r, loc)
 	check(t, os.Symlink(filepath.Join(dir, testVM), filepath.Join(b.Dir, "link")))

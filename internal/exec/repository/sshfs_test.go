@@ -193,6 +193,22 @@ func TestSSHFSHangs(t *testing.T) {
 	waitFor(t, "the programs to end", func() bool { return len(clients(t, s)) == 0 })
 }
 
+// The server stops and sshfs dies: the ssh that is left does not wait for its server.
+func TestSSHFSDies(t *testing.T) {
+	s, dir := startSSH(t), mountDir(t)
+	r, err := Open(t.Context(), s.spec, Options{MountDir: dir})
+	check(t, err)
+	for _, pid := range s.descendants(t) {
+		check(t, unix.Kill(pid, unix.SIGSTOP))
+	}
+	check(t, unix.Kill(r.mnt.daemon.PID(), unix.SIGKILL))
+	waitFor(t, "the programs to end", func() bool { return len(clients(t, s)) == 0 })
+	_, err = r.Create(t.Context(), location())
+	wantCode(t, err, messages.CodeMountFailed)
+	check(t, r.Close())
+	wantUnmounted(t, dir, "")
+}
+
 // The server hangs before it says anything: only the timeout ends it.
 func TestSSHFSSilent(t *testing.T) {
 	s, dir := startSSH(t), mountDir(t)

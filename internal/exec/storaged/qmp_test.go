@@ -22,7 +22,7 @@ func fakeDaemon(t *testing.T, hello string, reply func(command string, id string
 	go func() {
 		defer close(done)
 		defer func() { _ = theirs.Close() }()
-		if _, err := theirs.Write([]byte(hello)); err != nil {
+		if _, err := theirs.Write([]byte(hello)); err != nil || hello == "" {
 			return
 		}
 		commands := json.NewDecoder(bufio.NewReader(theirs))
