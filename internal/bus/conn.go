@@ -74,8 +74,17 @@ func (b *Bus) Connected() bool { return b.nc.IsConnected() }
 // Status says in a word how the connection is, such as CONNECTED or RECONNECTING.
 func (b *Bus) Status() string { return b.nc.Status().String() }
 
-// ServerURL returns the address of the server in use, without credentials; "" while there is none.
-func (b *Bus) ServerURL() string { return b.nc.ConnectedUrlRedacted() }
+// ServerURL returns the address of the server in use, without credentials, or "embedded"; "" while
+// there is none.
+func (b *Bus) ServerURL() string { return b.serverOf(b.nc) }
+
+func (b *Bus) serverOf(nc *nats.Conn) string {
+	url := nc.ConnectedUrlRedacted()
+	if url != "" && b.cfg.Server != nil {
+		return "embedded"
+	}
+	return url
+}
 
 func (b *Bus) dial(opts []nats.Option) (natscontext.Settings, error) {
 	var settings natscontext.Settings
@@ -155,7 +164,7 @@ func (b *Bus) options(ctx context.Context) []nats.Option {
 		// misleads, and what must arrive is published again by its owner.
 		nats.ReconnectBufSize(-1),
 		nats.ConnectHandler(func(nc *nats.Conn) {
-			b.cfg.Log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg("connected to NATS")
+			b.cfg.Log.Info().Str("server", b.serverOf(nc)).Msg("connected to NATS")
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil { // nil: closed on purpose
@@ -182,7 +191,7 @@ func (b *Bus) options(ctx context.Context) []nats.Option {
 }
 
 func (b *Bus) reconnected(nc *nats.Conn) {
-	b.cfg.Log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg("NATS connection is back")
+	b.cfg.Log.Info().Str("server", b.serverOf(nc)).Msg("NATS connection is back")
 	b.endEpoch()
 }
 

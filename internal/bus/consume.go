@@ -29,8 +29,8 @@ type Commands struct {
 	stop       context.CancelFunc
 	ackWait    atomic.Int64
 
-	mu     sync.Mutex // held by Next and Stop
-	puller *puller
+	mu       sync.Mutex         // held by Next
+	consumer jetstream.Consumer // nil while it has to be bound
 }
 
 // Commands opens the queue of a host. It only checks the names: the durable consumer is looked
@@ -46,7 +46,6 @@ func (b *Bus) Commands(zone, host string) (*Commands, error) {
 	c := &Commands{bus: b, zone: zone, host: host}
 	c.stopped, c.stop = context.WithCancel(context.Background())
 	c.ackWait.Store(int64(b.cfg.AckWait))
-	c.puller = &puller{bus: b, bind: c.bind, batch: 1, giveBack: func(m jetstream.Msg) { _ = m.Nak() }} // as in Next
 	return c, nil
 }
 
@@ -65,11 +64,8 @@ func (c *Commands) Next(ctx context.Context) (*Delivery, error) {
 	defer cancel()
 	defer context.AfterFunc(c.stopped, cancel)()
 	for {
-		msg, err := c.puller.next(ctx)
-		if c.stopped.Err() != nil {
-			if msg != nil {
-				_ = msg.Nak() // should it be lost: redelivered after AckWait
-			}
+		msg, err := c.next(ctx)
+		if err != nil && c.stopped.Err() != nil {
 			return nil, ErrStopped
 		}
 		if err != nil {
@@ -81,13 +77,34 @@ func (c *Commands) Next(ctx context.Context) (*Delivery, error) {
 	}
 }
 
-// Stop ends a waiting Next and the subscription. A command that had been fetched and not
-// returned is given back. The consumer stays, and keeps what is published meanwhile.
+// Stop ends a waiting Next. The consumer stays at the server, and keeps what is published meanwhile.
 func (c *Commands) Stop() {
 	c.stop()
-	c.mu.Lock()
+	c.mu.Lock() // no Next is left
 	defer c.mu.Unlock()
-	c.puller.close()
+	c.consumer = nil
+}
+
+func (c *Commands) next(ctx context.Context) (jetstream.Msg, error) {
+	for {
+		if c.consumer == nil {
+			consumer, err := c.bus.bind(ctx, c.bind)
+			if err != nil {
+				return nil, err
+			}
+			c.consumer = consumer
+		}
+		msg, err := c.bus.pullOne(ctx, c.consumer)
+		if err == nil || ctx.Err() != nil {
+			return msg, err
+		}
+		if c.bus.nc.IsClosed() {
+			return nil, c.bus.fail("consume", err)
+		}
+		c.consumer = nil
+		c.bus.cfg.Log.Info().Err(err).Str("host", c.host).Msg("the queue of commands is opened again")
+		pause(ctx, bindPause)
+	}
 }
 
 func (c *Commands) bind(ctx context.Context) (jetstream.Consumer, error) {
@@ -153,7 +170,7 @@ func (c *Commands) delivery(msg jetstream.Msg) *Delivery {
 	}
 	if err != nil {
 		c.bus.cfg.Log.Error().Err(err).Str("subject", msg.Subject()).Msg("command refused unread")
-		_ = msg.TermWithReason("not a job's subject") // should it be lost: redelivered after AckWait
+		_ = msg.TermWithReason("not a job's subject") // should it be lost: delivered again after AckWait
 		return nil
 	}
 	return &Delivery{

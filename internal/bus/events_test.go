@@ -227,22 +227,21 @@ func TestWatchGap(t *testing.T) {
 	t.Parallel()
 	b, ctx := newBus(t, Config{}), t.Context()
 	f := &follower{bus: b, filter: messages.EventSubject("*", "*", "*", "*"), start: Filter{History: true}}
-	p := &puller{bus: b, bind: f.bind, batch: 1}
-	defer p.close()
+	defer f.close()
 	for i := range 5 {
 		mustEvent(t, b, newEvent("job", messages.KindAccepted, i))
 	}
-	if err := p.open(ctx); err != nil {
+	if err := f.open(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.next(ctx); err != nil { // lost: the follower never sees it
+	if _, err := f.iter.Next(); err != nil { // lost: the follower never sees it
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var attempts []int
-	err := f.run(ctx, p, func(u Update) {
-		if attempts = append(attempts, u.Event.Attempt); len(attempts) == 5 {
+	err := f.run(ctx, func(e messages.Event) {
+		if attempts = append(attempts, e.Attempt); len(attempts) == 5 {
 			cancel()
 		}
 	})

@@ -9,131 +9,112 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// pullExpiry is how long one pull waits at the server before it is sent again.
-const pullExpiry = 30 * time.Second
+const (
+	// pullExpiry is how long one pull waits at the server before it is sent again.
+	pullExpiry = 30 * time.Second
+	// bindPause lies between a failed pull and binding again. The server tells those who wait of
+	// a deleted consumer before it has cleared its files; one created again at once can find
+	// them half gone and skip messages.
+	bindPause = time.Second
+	// drainWait bounds how long the end of a subscription is waited for. A command that comes
+	// later is delivered again after AckWait.
+	drainWait = 2 * time.Second
+)
 
-// deletedPause is how long a deleted consumer is left alone. The server tells those who wait
-// before it has cleared the consumer's files; one created again at once finds them half gone.
-const deletedPause = time.Second
+// binder returns a consumer, and creates it where it is missing.
+type binder func(context.Context) (jetstream.Consumer, error)
 
-// giveBackTimeout bounds how long the end of a subscription is waited for. What arrives later is
-// delivered again after AckWait.
-const giveBackTimeout = 2 * time.Second
-
-// puller reads one consumer and never gives up on it: when the connection, the server or the
-// consumer goes away it binds again, until the context of next ends. Not for concurrent use.
-type puller struct {
-	bus *Bus
-	// bind creates the consumer where it is missing and returns it.
-	bind func(context.Context) (jetstream.Consumer, error)
-	// batch is how many messages are fetched ahead.
-	batch int
-	// rebindOnReconnect is for a consumer without acks: what was on its way to us when the
-	// connection broke is not delivered again.
-	rebindOnReconnect bool
-	// giveBack gets the messages that were fetched and not returned by next. Optional.
-	giveBack func(jetstream.Msg)
-
-	iter  jetstream.MessagesContext
-	epoch context.Context
-}
-
-// next returns the next message. It fails when ctx ends, the connection is closed, or bind fails for good.
-func (p *puller) next(ctx context.Context) (jetstream.Msg, error) {
-	for {
-		if p.iter == nil {
-			if err := p.reopen(ctx); err != nil {
-				return nil, err
-			}
-		}
-		msg, err := p.pull(ctx)
-		if err == nil || ctx.Err() != nil {
-			return msg, err
-		}
-		p.close()
-		if p.bus.nc.IsClosed() {
-			return nil, p.bus.fail("consume", err)
-		}
-		switch {
-		case errors.Is(err, jetstream.ErrConsumerDeleted):
-			p.bus.cfg.Log.Warn().Msg("the consumer was deleted; it is created again")
-			select {
-			case <-time.After(deletedPause):
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
-		case !errors.Is(err, context.Canceled): // by a reconnect
-			p.bus.cfg.Log.Debug().Err(err).Msg("consumer is bound again")
-		}
-	}
-}
-
-func (p *puller) pull(ctx context.Context) (jetstream.Msg, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if p.rebindOnReconnect {
-		defer context.AfterFunc(p.epoch, cancel)()
-	}
-	return p.iter.Next(jetstream.NextContext(ctx))
-}
-
-// reopen opens until that succeeds, fails for good, or ctx ends.
-func (p *puller) reopen(ctx context.Context) error {
+// bind calls a binder until it succeeds, fails for good (ErrConflict, a closed connection), or ctx ends.
+func (b *Bus) bind(ctx context.Context, bind binder) (jetstream.Consumer, error) {
 	warned := ""
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := p.open(ctx)
-		if err != nil && (p.bus.nc.IsClosed() || errors.Is(err, ErrConflict)) {
+	return backoff.Retry(ctx, func() (jetstream.Consumer, error) {
+		consumer, err := b.bindOnce(ctx, bind)
+		if err != nil && (b.nc.IsClosed() || errors.Is(err, ErrConflict)) {
 			err = backoff.Permanent(err)
 		}
-		return struct{}{}, err
+		return consumer, err
 	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0),
 		backoff.WithNotify(func(err error, _ time.Duration) {
 			if text := err.Error(); text != warned { // each reason once
 				warned = text
-				p.bus.cfg.Log.Warn().Err(err).Str("hint", Hint(err)).Msg("cannot consume yet")
+				b.cfg.Log.Warn().Err(err).Str("hint", Hint(err)).Msg("cannot consume yet")
 			}
 		}))
-	return err
 }
 
-func (p *puller) open(ctx context.Context) error {
-	p.epoch = p.bus.untilReconnect()
-	ctx, cancel := p.bus.bounded(ctx)
+func (b *Bus) bindOnce(ctx context.Context, bind binder) (jetstream.Consumer, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.Timeout)
 	defer cancel()
-	consumer, err := p.bind(ctx)
-	if err != nil {
-		return p.bus.fail("bind consumer", err)
-	}
-	p.iter, err = consumer.Messages(jetstream.PullMaxMessages(p.batch), jetstream.PullExpiry(pullExpiry),
-		jetstream.PullHeartbeat(p.bus.cfg.heartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
-	if err != nil {
-		return p.bus.fail("consume", err)
-	}
-	return nil
+	consumer, err := bind(ctx)
+	return consumer, b.fail("bind consumer", err)
 }
 
-// close ends the subscription and gives back what it still held.
-func (p *puller) close() {
-	if p.iter == nil {
-		return
-	}
-	iter := p.iter
-	p.iter = nil
-	if p.giveBack == nil || !p.bus.nc.IsConnected() {
-		iter.Stop()
-		return
-	}
-	iter.Drain()
-	ctx, cancel := context.WithTimeout(context.Background(), giveBackTimeout)
-	defer cancel()
-	for {
-		msg, err := iter.Next(jetstream.NextContext(ctx))
-		switch {
-		case err == nil:
-			p.giveBack(msg)
-		case !errors.Is(err, jetstream.ErrNoHeartbeat): // a leftover of before
-			iter.Stop()
-			return
+// pullOne waits for one message, or for anything that may mean that the consumer has to be bound
+// again. Nothing is fetched beyond it. A message that comes when ctx ends is given back.
+//
+// It is a subscription of its own with a callback, which queues without a limit: an iterator for
+// one message at a time has room for one, and when a heartbeat has taken that, the message is
+// dropped and comes again only after AckWait.
+func (b *Bus) pullOne(ctx context.Context, consumer jetstream.Consumer) (jetstream.Msg, error) {
+	got, failed := make(chan jetstream.Msg, 1), make(chan error, 1)
+	sub, err := consumer.Consume(func(m jetstream.Msg) {
+		select {
+		case got <- m:
+		default:
+			_ = m.Nak() // should it be lost: delivered again after AckWait
 		}
+	}, jetstream.PullMaxMessages(1), jetstream.StopAfter(1), jetstream.PullExpiry(pullExpiry),
+		jetstream.PullHeartbeat(b.cfg.heartbeat), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+			select {
+			case failed <- err:
+			default:
+			}
+		}))
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case m := <-got:
+		sub.Stop()
+		return m, nil
+	case err = <-failed:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	b.drain(sub)
+	select {
+	case m := <-got:
+		if ctx.Err() == nil {
+			return m, nil
+		}
+		_ = m.Nak() // as above
+	default:
+	}
+	return nil, err
+}
+
+// drain ends a subscription after what is on its way to it has come.
+func (b *Bus) drain(sub jetstream.ConsumeContext) {
+	if !b.nc.IsConnected() {
+		sub.Stop()
+		return
+	}
+	sub.Drain()
+	timer := time.NewTimer(drainWait)
+	defer timer.Stop()
+	select {
+	case <-sub.Closed():
+	case <-timer.C:
+		sub.Stop()
+	}
+}
+
+// pause waits, or less when ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }

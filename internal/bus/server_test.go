@@ -28,6 +28,9 @@ func TestServerInProcess(t *testing.T) {
 		t.Error(info, err)
 	}
 	b := connect(t, Config{Server: s})
+	if b.ServerURL() != "embedded" || s.ClientURL() == "" != (s.ns.Addr() == nil) {
+		t.Errorf("%q, %q", b.ServerURL(), s.ClientURL())
+	}
 	job := publish(t, b, testHost)
 	if d := next(t, queue(t, b, testHost)); d.JobID != job {
 		t.Errorf("%+v", d)

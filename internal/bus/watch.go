@@ -9,17 +9,12 @@ import (
 
 	"github.com/nasfleet/nasfleet/messages"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 const (
-	// watchBatch is how many events are fetched ahead.
-	watchBatch = 256
 	// progressPending bounds the progress messages that wait for a slow reader (messages, bytes).
 	progressPending      = 4096
 	progressPendingBytes = 16 << 20
-	// watcherIdle is after how long the server forgets the consumer of a watcher that went away.
-	watcherIdle = 5 * time.Minute
 )
 
 // Filter selects jobs. An empty name is all of them.
@@ -63,20 +58,19 @@ func (b *Bus) Watch(ctx context.Context, f Filter) (*Watch, error) {
 	w := &Watch{bus: b, updates: make(chan Update, 64)}
 	w.done, w.cancel = context.WithCancel(context.Background())
 	events := &follower{bus: b, filter: messages.EventSubject(zone, host, job, "*"), start: f}
-	p := &puller{bus: b, bind: events.bind, batch: watchBatch, rebindOnReconnect: true}
-	if err := p.open(ctx); err != nil {
+	if err := events.open(ctx); err != nil {
 		w.cancel()
 		return nil, fmt.Errorf("watch: %w", err)
 	}
 	if err := w.subscribe(ctx, messages.ProgressSubject(zone, host, job)); err != nil {
 		w.cancel()
-		p.close()
+		events.close()
 		return nil, fmt.Errorf("watch: %w", err)
 	}
 	w.wg.Go(func() {
 		defer w.cancel()
-		defer p.close()
-		w.err = events.run(w.done, p, w.send)
+		defer events.close()
+		w.err = events.run(w.done, func(e messages.Event) { w.send(Update{Event: &e}) })
 	})
 	return w, nil
 }
@@ -155,72 +149,4 @@ func (w *Watch) subscribe(ctx context.Context, subject string) error {
 	ctx, cancel := w.bus.bounded(ctx)
 	defer cancel()
 	return w.bus.fail(subject, w.bus.nc.FlushWithContext(ctx))
-}
-
-// follower reads stored events in order, each once. It holds the place itself, in the stream's
-// sequence, so that it can go on from there on a new consumer.
-type follower struct {
-	bus    *Bus
-	filter string
-	start  Filter
-
-	placed bool
-	seq    uint64 // of the last message seen, or the one before the first wanted
-	count  uint64 // messages seen of the present consumer
-}
-
-func (f *follower) bind(ctx context.Context) (jetstream.Consumer, error) {
-	cfg := jetstream.ConsumerConfig{
-		FilterSubject:     f.filter,
-		AckPolicy:         jetstream.AckNonePolicy,
-		InactiveThreshold: watcherIdle,
-		MemoryStorage:     true,
-		Replicas:          1,
-	}
-	switch {
-	case f.placed:
-		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, f.seq+1
-	case f.start.History:
-		cfg.DeliverPolicy = jetstream.DeliverAllPolicy
-	case !f.start.Since.IsZero():
-		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &f.start.Since
-	default:
-		cfg.DeliverPolicy = jetstream.DeliverNewPolicy
-	}
-	consumer, err := f.bus.js.CreateConsumer(ctx, messages.EventStream, cfg)
-	if err != nil {
-		return nil, err
-	}
-	if !f.placed {
-		// "From now on" must keep its meaning when the consumer has to be made again before
-		// the first message.
-		f.placed, f.seq = true, consumer.CachedInfo().Delivered.Stream
-	}
-	f.count = 0
-	return consumer, nil
-}
-
-// run sends events until ctx ends or the connection is closed.
-func (f *follower) run(ctx context.Context, p *puller, send func(Update)) error {
-	for {
-		m, err := p.next(ctx)
-		if err != nil {
-			return err
-		}
-		meta, err := m.Metadata()
-		if err != nil {
-			return fmt.Errorf("event on %s: %w", m.Subject(), err)
-		}
-		if f.count++; meta.Sequence.Consumer != f.count {
-			p.close() // a message was lost on the way: go back to the last one seen
-			continue
-		}
-		f.seq = meta.Sequence.Stream
-		e, err := decodeEvent(m.Subject(), m.Data())
-		if err != nil {
-			f.bus.cfg.Log.Warn().Err(err).Uint64("sequence", f.seq).Msg("event left out")
-			continue
-		}
-		send(Update{Event: &e})
-	}
 }

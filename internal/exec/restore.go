@@ -117,7 +117,8 @@ func (t *restoring) aimAtDir(disks []repository.Disk) error {
 	if format == "" {
 		format = "qcow2"
 	}
-	if err := os.MkdirAll(t.cmd.ToDir, 0o700); err != nil {
+	// Others may pass, because a restored VM's QEMU has to; the disks in it are 0600.
+	if err := os.MkdirAll(t.cmd.ToDir, 0o711); err != nil {
 		return messages.Errorf(messages.CodeTargetWriteFailed, "make the folder to restore to: %w", err)
 	}
 	for _, d := range disks {

@@ -47,6 +47,16 @@ type takenDisk struct {
 	stats       copier.Stats
 }
 
+// closeDigests makes the digests complete. It may be called again.
+func (d *takenDisk) closeDigests() error {
+	w := d.digests
+	if w == nil {
+		return nil
+	}
+	d.digests = nil
+	return w.Close()
+}
+
 // take does a TakeBackup. Whatever has to be in place before the data can flow is made while the
 // guest notices nothing; the source is begun last and ended first.
 func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBackup, r Reporter) (Outcome, error) {
@@ -138,8 +148,8 @@ func (t *taking) copy(ctx context.Context) error {
 		if err := target.CloseExport(ctx, d.name); err != nil {
 			return err
 		}
-		if err := d.digests.Close(); err != nil {
-			return messages.Errorf(messages.CodeInternal, "disk %s: its digests: %w", d.name, err)
+		if err := d.closeDigests(); err != nil {
+			return messages.Errorf(messages.CodeInternal, "disk %s: %w", d.name, err)
 		}
 	}
 	return target.Stop()
@@ -165,7 +175,7 @@ func (t *taking) createTarget(ctx context.Context, target *storaged.Daemon, d so
 	if td.digests, err = digest.Create(td.digestsPath, d.size, t.digKey); err != nil {
 		return messages.Errorf(messages.CodeInternal, "disk %s: its digests: %w", d.name, err)
 	}
-	t.ws.onClose("digests", func(context.Context) error { return td.digests.Close() })
+	t.ws.onClose("digests", func(context.Context) error { return td.closeDigests() })
 	t.disks = append(t.disks, td)
 	return nil
 }

@@ -108,6 +108,7 @@ func TestFailures(t *testing.T) {
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)
 	vm := l.DefineVM(t, lab.VMOptions{Name: "web", Disks: disks})
+	vm.Write(t, "vda", 0, 128*lab.MiB, 0x3c) // more than the small target holds
 	lost := filepath.Join(w.dir, "lost.qcow2")
 	lab.Image(t, lost, "qcow2", 16)
 	l.DefineVM(t, lab.VMOptions{Name: "lost", Disks: []lab.Disk{{Path: lost}}, Stopped: true})

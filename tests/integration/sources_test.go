@@ -44,7 +44,7 @@ func TestDisksOfEveryKind(t *testing.T) {
 	loop := lab.LoopDevice(t, 32)
 	iso := noise(t, filepath.Join(w.dir, "cd.iso"), 1, 1)
 	ro := noise(t, filepath.Join(w.dir, "ro.raw"), 1, 1)
-	disks := []lab.Disk{{Path: chain}, {Path: raw, Format: "raw"}, {Path: loop, Format: "raw", Block: true}}
+	disks := []lab.Disk{{Path: chain, Format: "qcow2"}, {Path: raw, Format: "raw"}, {Path: loop, Format: "raw", Block: true}}
 	vm := l.DefineVM(t, lab.VMOptions{
 		Name: "zoo", Disks: disks,
 		DevicesXML: strings.NewReplacer("%ISO%", iso, "%RO%", ro).Replace(removable),

@@ -36,11 +36,12 @@ const (
 	maxConnections = 256
 	// maxSocketPath is the room in sockaddr_un.sun_path, without its final NUL (unix(7)).
 	maxSocketPath = 107
-	// quitTimeout is how long the daemon may take to obey quit before it is sent TERM.
-	quitTimeout = 3 * time.Second
-	// lingerTimeout is how long cleaning up may go on after its context has ended. It covers a
-	// LUKS key being derived, which nothing interrupts.
-	lingerTimeout = 15 * time.Second
+	// quitTimeout is how long the daemon may take to obey quit.
+	quitTimeout = 2 * time.Second
+	// defaultPatience is how long cleaning up may go on after its context has ended. It covers
+	// most of a LUKS key's derivation, which nothing interrupts; a daemon that takes longer is
+	// ended, so that a cancelled job is.
+	defaultPatience = 5 * time.Second
 )
 
 // Config says how to start a daemon.
@@ -67,6 +68,7 @@ type Daemon struct {
 	proc     *proc.Process
 	qmp      *monitor
 	socket   string
+	patience time.Duration
 	ids      atomic.Uint64
 
 	mu      sync.Mutex
@@ -96,6 +98,7 @@ func start(ctx context.Context, cfg Config) (*Daemon, error) {
 		binary:   cfg.Binary,
 		iterTime: cfg.IterTime,
 		log:      cfg.Log,
+		patience: defaultPatience,
 		exports:  map[string]*graph{},
 	}
 	if d.binary == "" {
@@ -195,6 +198,7 @@ func (d *Daemon) Stop() error {
 }
 
 func (d *Daemon) quit() error {
+	end := d.proc.Stop
 	if d.qmp != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
 		defer cancel()
@@ -204,8 +208,12 @@ func (d *Daemon) quit() error {
 			case <-ctx.Done():
 			}
 		}
+		if ctx.Err() != nil {
+			// It is busy or hangs, and would not see a TERM either.
+			end = d.proc.Kill
+		}
 	}
-	err := d.proc.Stop()
+	err := end()
 	if d.qmp != nil {
 		d.qmp.close()
 	}
@@ -244,11 +252,11 @@ func (d *Daemon) explain(err error) error {
 // id returns a new name for something in the daemon.
 func (d *Daemon) id(kind string) string { return fmt.Sprintf("%s%d", kind, d.ids.Add(1)) }
 
-// linger returns a context that ends lingerTimeout after ctx, for cleaning up.
-func linger(ctx context.Context) (context.Context, context.CancelFunc) {
+// linger returns a context that ends some time after ctx, for cleaning up.
+func (d *Daemon) linger(ctx context.Context) (context.Context, context.CancelFunc) {
 	out, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
-		time.AfterFunc(lingerTimeout, func() { cancel(errors.New("cleaning up took too long")) })
+		time.AfterFunc(d.patience, func() { cancel(errors.New("cleaning up took too long")) })
 	})
 	return out, func() { stop(); cancel(context.Canceled) }
 }

@@ -103,7 +103,8 @@ func TestKilled(t *testing.T) {
 
 // TestCancelled ends the context while the daemon derives a LUKS key, which nothing interrupts.
 func TestCancelled(t *testing.T) {
-	d, log := startDaemon(t, 2*time.Second)
+	d, log := startDaemon(t, time.Second)
+	d.patience = time.Minute
 	path := filepath.Join(t.TempDir(), "backup")
 	cause := errors.New("changed my mind")
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -140,7 +141,9 @@ func TestStopWhileBusy(t *testing.T) {
 		failed <- d.CreateBackup(context.Background(), "vda", NewBackup{path, 1 << 20, "", []byte(testPassphrase)})
 	}()
 	<-started
+	t0 := time.Now()
 	mustDo(t, d.Stop())
+	t.Log(time.Since(t0), d.proc.Err())
 	if err := <-failed; messages.CodeOf(err) != messages.CodeStorageDaemonFailed {
 		t.Errorf("got %v", err)
 	}
@@ -150,6 +153,7 @@ func TestStopWhileBusy(t *testing.T) {
 func TestFrozen(t *testing.T) {
 	d, _ := startDaemon(t, quick)
 	mustDo(t, d.CreateDisk(t.Context(), "vda", NewDisk{filepath.Join(t.TempDir(), "disk"), FormatRaw, 1 << 20}))
+	d.patience = 100 * time.Millisecond
 	mustDo(t, unix.Kill(d.PID(), unix.SIGSTOP))
 	cause := errors.New("no patience")
 	ctx, cancel := context.WithCancelCause(t.Context())

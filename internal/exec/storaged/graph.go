@@ -105,7 +105,7 @@ func (g *graph) unwind(ctx context.Context) error {
 func (g *graph) pop(ctx context.Context) error {
 	top := g.steps[len(g.steps)-1]
 	g.steps = g.steps[:len(g.steps)-1]
-	ctx, cancel := linger(ctx)
+	ctx, cancel := g.d.linger(ctx)
 	defer cancel()
 	err := top.remove(ctx)
 	switch {
@@ -226,7 +226,7 @@ func (d *Daemon) format(ctx context.Context, options object) error {
 		return err
 	}
 	// Such a job cannot be stopped half way: it is waited for even when ctx has ended.
-	ctx, cancel := linger(ctx)
+	ctx, cancel := d.linger(ctx)
 	defer cancel()
 	result, dismissErr := d.dismiss(ctx, id, w)
 	switch {
@@ -282,7 +282,7 @@ func (g *graph) withSecret(ctx context.Context, passphrase []byte, fn func(id st
 	// It leaves before what fn puts on top of it.
 	g.steps = g.steps[:len(g.steps)-1]
 	err = fn(id)
-	ctx, cancel := linger(ctx)
+	ctx, cancel := g.d.linger(ctx)
 	defer cancel()
 	if e := remove(ctx); e != nil && !errors.Is(e, errMonitorLost) {
 		g.d.abandon(e)

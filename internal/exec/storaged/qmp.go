@@ -236,6 +236,8 @@ func (m *monitor) unwatch(w *watch) {
 // read takes what the daemon sends until the connection ends.
 func (m *monitor) read() {
 	defer close(m.done)
+	// Whoever is sending must not wait for a daemon that nobody listens to.
+	defer func() { _ = m.conn.Close() }()
 	lines := bufio.NewScanner(m.conn)
 	lines.Buffer(make([]byte, 0, 4096), maxMessage)
 	for lines.Scan() {
@@ -248,7 +250,6 @@ func (m *monitor) read() {
 		}
 		if err != nil {
 			m.closeErr = fmt.Errorf("%w: %w", errMonitorLost, err)
-			_ = m.conn.Close()
 			return
 		}
 	}
