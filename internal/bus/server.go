@@ -80,7 +80,12 @@ func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 }
 
 // ClientURL returns the address that clients connect to; "" where the server does not listen.
-func (s *Server) ClientURL() string { return s.ns.ClientURL() }
+func (s *Server) ClientURL() string {
+	if s.ns.Addr() == nil {
+		return ""
+	}
+	return s.ns.ClientURL()
+}
 
 // Stop shuts the server down and waits until everything is on disk and the folder is free again.
 func (s *Server) Stop() {

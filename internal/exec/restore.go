@@ -244,36 +244,40 @@ func (t *restoring) domain(ctx context.Context) (string, error) {
 }
 
 func (t *restoring) copy(ctx context.Context) error {
-	from, err := t.ws.daemon(ctx, "src")
+	stored, err := storedDisks(ctx, t.backup, t.disks())
 	if err != nil {
 		return err
 	}
-	into, err := t.ws.daemon(ctx, "dst")
-	if err != nil {
-		return err
-	}
-	if err := each(ctx, t.to, func(ctx context.Context, to *restoreTarget) error { return t.copyDisk(ctx, from, into, to) }); err != nil {
-		return err
-	}
-	return errors.Join(from.Stop(), into.Stop())
+	return each(ctx, stored, func(ctx context.Context, d storedDisk) error { return t.copyDisk(ctx, d, t.to[d.index]) })
 }
 
-func (t *restoring) copyDisk(ctx context.Context, from, into *storaged.Daemon, to *restoreTarget) error {
-	stored, err := storedDisks(ctx, t.backup, []repository.Disk{to.disk})
+func (t *restoring) disks() []repository.Disk {
+	var disks []repository.Disk
+	for _, to := range t.to {
+		disks = append(disks, to.disk)
+	}
+	return disks
+}
+
+func (t *restoring) copyDisk(ctx context.Context, d storedDisk, to *restoreTarget) error {
+	check, err := digest.Open(d.digests, t.keys.digests)
+	if err != nil {
+		return fmt.Errorf("disk %s: its digests: %w", d.name, err)
+	}
+	defer func() { _ = check.Close() }()
+	from, err := t.ws.daemon(ctx, fmt.Sprintf("src%d", d.index))
 	if err != nil {
 		return err
 	}
-	name, size := to.disk.Name, to.disk.VirtualBytes
-	check, err := digest.Open(stored[0].digests, t.keys.digests)
+	into, err := t.ws.daemon(ctx, fmt.Sprintf("dst%d", d.index))
 	if err != nil {
-		return messages.EnsureCode(messages.CodeBackupCorrupt, fmt.Errorf("disk %s: its digests: %w", name, err))
+		return err
 	}
-	defer func() { _ = check.Close() }()
-	if err := from.OpenBackup(ctx, name, storaged.Backup{Path: stored[0].path, Passphrase: t.keys.pass.Bytes()}); err != nil {
+	if err := from.OpenBackup(ctx, d.name, storaged.Backup{Path: d.path, Passphrase: t.keys.pass.Bytes()}); err != nil {
 		return err
 	}
 	if to.tmp != "" {
-		err = into.CreateDisk(ctx, name, storaged.NewDisk{Path: to.tmp, Format: to.format, Size: size})
+		err = into.CreateDisk(ctx, d.name, storaged.NewDisk{Path: to.tmp, Format: to.format, Size: d.size})
 	} else {
 		err = t.openExisting(ctx, into, to)
 	}
@@ -281,13 +285,13 @@ func (t *restoring) copyDisk(ctx context.Context, from, into *storaged.Daemon, t
 		return err
 	}
 	_, err = runLane(ctx, lane{
-		name: name, src: endpoint{from.Socket(), name}, dst: endpoint{into.Socket(), name},
-		size: size, limiter: t.limiter, check: check, zeroHoles: to.tmp == "", report: t.r,
+		name: d.name, src: endpoint{from.Socket(), d.name}, dst: endpoint{into.Socket(), d.name},
+		size: d.size, limiter: t.limiter, check: check, zeroHoles: to.tmp == "", report: t.r,
 	})
 	if err != nil {
-		return mismatch(messages.CodeBackupCorrupt, name, err)
+		return err
 	}
-	return into.CloseExport(ctx, name)
+	return errors.Join(into.CloseExport(ctx, d.name), into.Stop(), from.Stop())
 }
 
 // openExisting opens a disk to overwrite it. Its lock keeps the VM from being started meanwhile.

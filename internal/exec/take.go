@@ -40,11 +40,12 @@ const digestAlgorithm = "blake3-128"
 // takenDisk is one disk on its way from the source to the repository.
 type takenDisk struct {
 	sourceDisk
+	index             int
 	file, digestsFile string
+	target            *storaged.Daemon
 	// digests are collected on the host, and copied to the repository when they are complete.
-	digestsPath string
-	digests     *digest.Writer
-	stats       copier.Stats
+	digests *digest.Writer
+	stats   copier.Stats
 }
 
 // closeDigests makes the digests complete. It may be called again.
@@ -119,14 +120,11 @@ func (t *taking) copy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	target, err := t.ws.daemon(ctx, "dst")
-	if err != nil {
-		return err
+	for i, d := range disks {
+		t.disks = append(t.disks, &takenDisk{sourceDisk: d, index: i, digestsFile: d.name + ".digests"})
 	}
-	for _, d := range disks {
-		if err := t.createTarget(ctx, target, d); err != nil {
-			return err
-		}
+	if err := each(ctx, t.disks, t.createTarget); err != nil {
+		return err
 	}
 	t.r.Phase(messages.PhaseFreezing)
 	m, err := t.src.begin(ctx, t.ws)
@@ -137,55 +135,55 @@ func (t *taking) copy(ctx context.Context) error {
 	t.man.Notes = append(t.man.Notes, m.notes...)
 
 	t.r.Phase(messages.PhaseCopying)
-	if err := t.copyAll(ctx, target); err != nil {
+	if err := t.copyAll(ctx); err != nil {
 		return err
 	}
 	// The guest first: nothing of the source is needed any more.
 	if err := t.src.end(ctx); err != nil {
 		return err
 	}
-	for _, d := range t.disks {
-		if err := target.CloseExport(ctx, d.name); err != nil {
+	return each(ctx, t.disks, func(ctx context.Context, d *takenDisk) error {
+		if err := d.target.CloseExport(ctx, d.name); err != nil {
 			return err
 		}
 		if err := d.closeDigests(); err != nil {
 			return messages.Errorf(messages.CodeInternal, "disk %s: %w", d.name, err)
 		}
-	}
-	return target.Stop()
+		return d.target.Stop()
+	})
 }
 
-func (t *taking) createTarget(ctx context.Context, target *storaged.Daemon, d sourceDisk) error {
-	td := &takenDisk{sourceDisk: d, file: d.name + ".qcow2", digestsFile: d.name + ".digests"}
-	if t.cmd.Details.Encryption {
-		td.file = d.name + ".luks"
-	}
+func (t *taking) createTarget(ctx context.Context, d *takenDisk) (err error) {
+	d.file = d.name + ".qcow2"
 	file := storaged.NewBackup{Size: d.size, Passphrase: t.pass.Bytes()}
+	if t.cmd.Details.Encryption {
+		d.file = d.name + ".luks"
+	}
 	if t.cmd.Details.Compression {
 		file.Compression = t.cmd.Details.Type()
 	}
-	var err error
-	if file.Path, err = t.partial.Path(ctx, td.file); err != nil {
+	if file.Path, err = t.partial.Path(ctx, d.file); err != nil {
 		return err
 	}
-	if err := target.CreateBackup(ctx, d.name, file); err != nil {
+	if d.target, err = t.ws.daemon(ctx, fmt.Sprintf("dst%d", d.index)); err != nil {
 		return err
 	}
-	td.digestsPath = filepath.Join(t.ws.dir, td.digestsFile)
-	if td.digests, err = digest.Create(td.digestsPath, d.size, t.digKey); err != nil {
+	if err := d.target.CreateBackup(ctx, d.name, file); err != nil {
+		return err
+	}
+	if d.digests, err = digest.Create(filepath.Join(t.ws.dir, d.digestsFile), d.size, t.digKey); err != nil {
 		return messages.Errorf(messages.CodeInternal, "disk %s: its digests: %w", d.name, err)
 	}
-	t.ws.onClose("digests", func(context.Context) error { return td.closeDigests() })
-	t.disks = append(t.disks, td)
+	t.ws.onClose("digests", func(context.Context) error { return d.closeDigests() })
 	return nil
 }
 
 // copyAll runs the lane of every disk at once, under one limiter, while the source is watched.
-func (t *taking) copyAll(ctx context.Context, target *storaged.Daemon) error {
+func (t *taking) copyAll(ctx context.Context) error {
 	return watched(ctx, t.src.check, func(ctx context.Context) error {
 		return each(ctx, t.disks, func(ctx context.Context, d *takenDisk) (err error) {
 			d.stats, err = runLane(ctx, lane{
-				name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{target.Socket(), d.name},
+				name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{d.target.Socket(), d.name},
 				size: d.size, limiter: t.limiter, digests: d.digests, report: t.r,
 			})
 			return err
@@ -202,7 +200,7 @@ func (t *taking) verify(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		disks = append(disks, storedDisk{name: d.name, path: path, digests: d.digestsPath, size: d.size})
+		disks = append(disks, storedDisk{index: d.index, name: d.name, path: path, digests: filepath.Join(t.ws.dir, d.digestsFile), size: d.size})
 	}
 	v, err := t.e.readBack(ctx, t.ws, disks, keys{pass: t.pass, digests: t.digKey}, t.limiter, t.r)
 	if err != nil {
@@ -218,7 +216,7 @@ func (t *taking) commit(ctx context.Context) error {
 		return err
 	}
 	for _, d := range t.disks {
-		if err := t.partial.CopyIn(ctx, d.digestsPath, d.digestsFile); err != nil {
+		if err := t.partial.CopyIn(ctx, filepath.Join(t.ws.dir, d.digestsFile), d.digestsFile); err != nil {
 			return err
 		}
 	}
@@ -244,6 +242,7 @@ func (t *taking) describe() error {
 	m.Tool = "nasfleet " + cfg.Version
 	m.FinishedAt = time.Now().UTC()
 	t.src.describe(m)
+	m.Consistency = consistency(m.Source, m.Quiesced)
 	for _, s := range m.Skipped {
 		m.Notes = append(m.Notes, fmt.Sprintf("%s was left out: %s", s.Target, s.Reason))
 	}
@@ -271,4 +270,15 @@ func (t *taking) describe() error {
 		})
 	}
 	return nil
+}
+
+// consistency says in words how far the data can be trusted.
+func consistency(from repository.SourceKind, quiesced bool) string {
+	switch {
+	case quiesced:
+		return "file systems frozen: consistent"
+	case from == repository.SourceRunning:
+		return "crash-consistent: all disks at one moment of a running guest"
+	}
+	return "consistent: nobody wrote the disks"
 }

@@ -3,6 +3,7 @@ package exec
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -17,7 +18,8 @@ import (
 
 // storedDisk is a disk of a backup on the repository.
 type storedDisk struct {
-	name string
+	index int
+	name  string
 	// path of the file, and of its digests (which may still be on the host).
 	path, digests string
 	size          int64
@@ -109,7 +111,7 @@ func (k *keys) wipe() {
 
 func storedDisks(ctx context.Context, b *repository.Backup, from []repository.Disk) ([]storedDisk, error) {
 	var disks []storedDisk
-	for _, d := range from {
+	for i, d := range from {
 		path, err := b.Path(ctx, d.File)
 		if err != nil {
 			return nil, err
@@ -118,7 +120,7 @@ func storedDisks(ctx context.Context, b *repository.Backup, from []repository.Di
 		if err != nil {
 			return nil, err
 		}
-		disks = append(disks, storedDisk{name: d.Name, path: path, digests: digests, size: d.VirtualBytes})
+		disks = append(disks, storedDisk{index: i, name: d.Name, path: path, digests: digests, size: d.VirtualBytes})
 	}
 	return disks, nil
 }
@@ -127,23 +129,19 @@ func storedDisks(ctx context.Context, b *repository.Backup, from []repository.Di
 // qemu-img check, and its content against the digests taken when it was copied.
 func (e *Executor) readBack(ctx context.Context, ws *workspace, disks []storedDisk, k keys, limiter *copier.Limiter, r Reporter) (messages.Verification, error) {
 	started := time.Now()
-	d, err := ws.daemon(ctx, "check")
-	if err != nil {
-		return messages.Verification{}, err
-	}
 	var bytes atomic.Int64
-	err = each(ctx, disks, func(ctx context.Context, disk storedDisk) error {
-		n, err := e.readDisk(ctx, d, disk, k, limiter, r)
+	err := each(ctx, disks, func(ctx context.Context, disk storedDisk) error {
+		n, err := e.readDisk(ctx, ws, disk, k, limiter, r)
 		bytes.Add(n)
 		return err
 	})
 	if err != nil {
 		return messages.Verification{}, err
 	}
-	return messages.Verification{Disks: len(disks), Bytes: bytes.Load(), Seconds: time.Since(started).Seconds()}, d.Stop()
+	return messages.Verification{Disks: len(disks), Bytes: bytes.Load(), Seconds: time.Since(started).Seconds()}, nil
 }
 
-func (e *Executor) readDisk(ctx context.Context, d *storaged.Daemon, disk storedDisk, k keys, limiter *copier.Limiter, r Reporter) (int64, error) {
+func (e *Executor) readDisk(ctx context.Context, ws *workspace, disk storedDisk, k keys, limiter *copier.Limiter, r Reporter) (int64, error) {
 	check, err := digest.Open(disk.digests, k.digests)
 	if err != nil {
 		return 0, messages.EnsureCode(messages.CodeBackupCorrupt, fmt.Errorf("disk %s: its digests: %w", disk.name, err))
@@ -151,6 +149,10 @@ func (e *Executor) readDisk(ctx context.Context, d *storaged.Daemon, disk stored
 	defer func() { _ = check.Close() }()
 	if check.Size() != disk.size {
 		return 0, messages.Errorf(messages.CodeBackupCorrupt, "disk %s: its digests are of %d bytes, the disk has %d", disk.name, check.Size(), disk.size)
+	}
+	d, err := ws.daemon(ctx, fmt.Sprintf("check%d", disk.index))
+	if err != nil {
+		return 0, err
 	}
 	if err := d.OpenBackup(ctx, disk.name, storaged.Backup{Path: disk.path, Passphrase: k.pass.Bytes()}); err != nil {
 		return 0, err
@@ -168,7 +170,7 @@ func (e *Executor) readDisk(ctx context.Context, d *storaged.Daemon, disk stored
 		Progress: func(done, total int64) { r.Disk(disk.name, done, total) },
 	})
 	if err != nil {
-		err = fmt.Errorf("disk %s: %w", disk.name, err)
+		return stats.DataBytes, mismatch(messages.CodeVerifyFailed, disk.name, err)
 	}
-	return stats.DataBytes, mismatch(messages.CodeVerifyFailed, disk.name, err)
+	return stats.DataBytes, errors.Join(src.Close(), d.Stop())
 }

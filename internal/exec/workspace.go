@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
@@ -13,8 +14,9 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// maxRunDir leaves room in a unix socket's path (107 bytes) for /<job id>/backup/xxx.sock.
-const maxRunDir = 60
+// maxRunDir leaves room below the run folder for /<job id>/<daemon>, which is a storage daemon's
+// folder and bounded by the length of a unix socket's path (see storaged.Config).
+const maxRunDir = 48
 
 // undoTimeout bounds each step of the cleaning up. The steps have bounds of their own, far
 // shorter; this one is for what nobody foresaw.
@@ -23,9 +25,11 @@ const undoTimeout = time.Minute
 // workspace is one job's folder on the host, and what has to be undone when the job ends,
 // whichever way: the newest first.
 type workspace struct {
-	e    *Executor
-	job  string
-	dir  string
+	e   *Executor
+	job string
+	dir string
+
+	mu   sync.Mutex
 	undo []undoStep
 }
 
@@ -47,12 +51,15 @@ func (e *Executor) open(job string) (*workspace, error) {
 	return ws, nil
 }
 
-// onClose adds a step to the cleaning up. A step must be safe when its work is done already.
+// onClose adds a step to the cleaning up. A step must be safe when its work is done already. It
+// may be called from any goroutine.
 func (ws *workspace) onClose(what string, do func(context.Context) error) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
 	ws.undo = append(ws.undo, undoStep{what, do})
 }
 
-// close cleans up. It goes on after a step that fails.
+// close cleans up, once the job's goroutines have ended. It goes on after a step that fails.
 func (ws *workspace) close() error {
 	var errs []error
 	for i := len(ws.undo) - 1; i >= 0; i-- {
@@ -76,7 +83,8 @@ func (ws *workspace) folder(name string) (string, error) {
 	return dir, nil
 }
 
-// daemon starts a storage daemon that lives as long as the job.
+// daemon starts a storage daemon that lives as long as the job. Each disk has its own on each
+// side: opening a LUKS container takes a daemon's whole attention for seconds.
 func (ws *workspace) daemon(ctx context.Context, name string) (*storaged.Daemon, error) {
 	dir, err := ws.folder(name)
 	if err != nil {

@@ -181,10 +181,10 @@ func TestEveryCombinationOfAStoppedVM(t *testing.T) {
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)
-	l.DefineVM(t, lab.VMOptions{Name: "stopped", Disks: disks, Stopped: true})
+	l.DefineVM(t, lab.VMOptions{Name: "down", Disks: disks, Stopped: true})
 	for _, f := range combinations() {
 		t.Run(f.String(), func(t *testing.T) {
-			ev := w.take(t, append(f.flags(w, t), "--vm", "stopped")...)
+			ev := w.take(t, append(f.flags(w, t), "--vm", "down")...)
 			w.checkFeatures(t, f, ev)
 			w.restoreAndCompare(t, f, ev, originals(disks))
 			w.nothingLeft(t)
@@ -196,13 +196,13 @@ func TestEveryCombinationOfARunningVM(t *testing.T) {
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)
-	vm := l.DefineVM(t, lab.VMOptions{Name: "running", Disks: disks})
+	vm := l.DefineVM(t, lab.VMOptions{Name: "up", Disks: disks})
 	for i, f := range combinations() {
 		t.Run(f.String(), func(t *testing.T) {
 			// The guest writes before each backup, on both disks.
 			vm.Write(t, "vda", int64(i)*lab.MiB, lab.MiB, byte(i+1))
 			vm.Write(t, "vdb", int64(i)*lab.MiB+4096, lab.MiB, byte(i+101))
-			ev := w.take(t, append(f.flags(w, t), "--vm", "running")...)
+			ev := w.take(t, append(f.flags(w, t), "--vm", "up")...)
 			w.checkFeatures(t, f, ev)
 			w.restoreAndCompare(t, f, ev, originals(disks))
 			w.nothingLeft(t)

@@ -46,13 +46,13 @@ func TestBandwidthLimit(t *testing.T) {
 			{Path: noise(t, filepath.Join(w.dir, name+"-b.raw"), 2048, dataMiB), Format: "raw"},
 		}
 	}
-	l.DefineVM(t, lab.VMOptions{Name: "running", Disks: pair("running")})
-	l.DefineVM(t, lab.VMOptions{Name: "stopped", Disks: pair("stopped"), Stopped: true})
+	l.DefineVM(t, lab.VMOptions{Name: "up", Disks: pair("up")})
+	l.DefineVM(t, lab.VMOptions{Name: "down", Disks: pair("down"), Stopped: true})
 	one := noise(t, filepath.Join(w.dir, "one.raw"), 4096, 2*dataMiB)
 
 	for name, args := range map[string][]string{
-		"running": {"--vm", "running"},
-		"stopped": {"--vm", "stopped"},
+		"running": {"--vm", "up"},
+		"stopped": {"--vm", "down"},
 		"one":     {"--image", one},
 	} {
 		// Side by side: each job has a limit of its own, and together they need a fraction of the machine.

@@ -36,17 +36,20 @@ const (
 	Data
 )
 
-var (
-	sumAbsent = Sum{}
-	sumZero   = Sum(bytes.Repeat([]byte{0xff}, SumSize))
-)
+// zeroByte is what each byte of the record of a Zero block is.
+const zeroByte = 0xff
 
 // kind returns what a record stands for.
 func (s Sum) kind() Kind {
-	switch s {
-	case sumAbsent:
+	for _, b := range s {
+		if b != s[0] {
+			return Data
+		}
+	}
+	switch s[0] {
+	case 0:
 		return Absent
-	case sumZero:
+	case zeroByte:
 		return Zero
 	}
 	return Data

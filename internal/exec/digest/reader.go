@@ -128,7 +128,7 @@ func (r *Reader) Recorded() iter.Seq2[int64, error] {
 				continue
 			}
 			for i := first; i < first+int64(len(p.records))/SumSize; i++ {
-				if p.sum(i) != sumAbsent && !yield(i, nil) {
+				if p.sum(i).kind() != Absent && !yield(i, nil) {
 					return
 				}
 			}

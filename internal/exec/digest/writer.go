@@ -37,7 +37,7 @@ func Create(path string, size int64, key []byte) (*Writer, error) {
 	if err != nil {
 		return nil, writeError(err)
 	}
-	w := &Writer{f: f, size: size, hash: h, zeroRuns: bytes.Repeat(sumZero[:], pageRecords)}
+	w := &Writer{f: f, size: size, hash: h, zeroRuns: bytes.Repeat([]byte{zeroByte}, pageRecords*SumSize)}
 	if err := w.init(); err != nil {
 		return nil, errors.Join(writeError(err), f.Close(), os.Remove(path))
 	}

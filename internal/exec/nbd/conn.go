@@ -111,7 +111,7 @@ func interrupt(ctx context.Context, deadline func(time.Time) error) func() bool 
 	fired := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(fired)
-		_ = deadline(longAgo)
+		_ = deadline(longAgo())
 	})
 	return func() bool {
 		if stop() {
@@ -123,7 +123,8 @@ func interrupt(ctx context.Context, deadline func(time.Time) error) func() bool 
 	}
 }
 
-var longAgo = time.Unix(1, 0)
+// longAgo is a deadline that has passed.
+func longAgo() time.Time { return time.Unix(1, 0) }
 
 // Size returns the size of the export in bytes.
 func (c *Conn) Size() int64 { return c.size }

@@ -251,7 +251,7 @@ func (c *Conn) abandon(ctx context.Context, cookie uint64, r *request) error {
 	r.abandoned = make(chan struct{})
 	busy := c.receiving == r
 	if busy {
-		_ = c.nc.SetReadDeadline(longAgo)
+		_ = c.nc.SetReadDeadline(longAgo())
 	}
 	c.mu.Unlock()
 	if busy {

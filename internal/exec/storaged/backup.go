@@ -45,6 +45,9 @@ type Backup struct {
 // one aligned request (the last one may be cut off by the end of the disk): QEMU answers a second
 // write with EIO. Writing zeroes, in any way, costs next to nothing.
 func (d *Daemon) CreateBackup(ctx context.Context, export string, b NewBackup) error {
+	if err := checkPassphrase(b.Passphrase); err != nil {
+		return err
+	}
 	err := d.create(ctx, export, b.Path, b.Size, func(g *graph) error {
 		base, err := g.ownFile(ctx, b.Path, object{"discard": "unmap"})
 		if err != nil {
@@ -149,7 +152,18 @@ func (d *Daemon) OpenBackup(ctx context.Context, export string, b Backup) error 
 	return classify(ctx, opening, fmt.Sprintf("open backup %q", b.Path), err)
 }
 
+// checkPassphrase refuses an empty passphrase, which LUKS would take.
+func checkPassphrase(passphrase []byte) error {
+	if passphrase != nil && len(passphrase) == 0 {
+		return messages.Errorf(messages.CodePassphraseMissing, "the passphrase is empty")
+	}
+	return nil
+}
+
 func checkBackup(b Backup) error {
+	if err := checkPassphrase(b.Passphrase); err != nil {
+		return err
+	}
 	if err := checkPath(b.Path); err != nil {
 		return err
 	}

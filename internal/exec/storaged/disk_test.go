@@ -225,6 +225,7 @@ func TestRefusals(t *testing.T) {
 		"backup is there":     {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{Path: there, Size: 512}) }, messages.CodeTargetExists},
 		"no folder":           {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{Path: "/nonexistent/x", Size: 512}) }, messages.CodeTargetWriteFailed},
 		"unknown compression": {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{missing, 512, "lzma", nil}) }, messages.CodeTargetWriteFailed},
+		"empty passphrase":    {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{missing, 512, "", []byte{}}) }, messages.CodePassphraseMissing},
 		"unknown new format":  {func() error { return d.CreateDisk(t.Context(), "vda", NewDisk{missing, "vmdk", 512}) }, messages.CodeDiskUnsupported},
 		"odd size":            {func() error { return d.CreateDisk(t.Context(), "vda", NewDisk{missing, FormatRaw, 513}) }, messages.CodeInternal},
 		"no such export":      {func() error { return d.CloseExport(t.Context(), "vda") }, messages.CodeInternal},

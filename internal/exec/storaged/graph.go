@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/nasfleet/nasfleet/messages"
@@ -177,10 +178,7 @@ func (g *graph) removal(node string) step {
 // seal makes a node read-only. QMP has no command to flush, and deleting a node does not say
 // whether its caches could be written: this does, and it syncs the file.
 func (g *graph) seal(ctx context.Context, options object) error {
-	sealed := object{}
-	for k, v := range options {
-		sealed[k] = v
-	}
+	sealed := maps.Clone(options)
 	sealed["read-only"] = true
 	return g.d.qmp.execute(ctx, "blockdev-reopen", object{"options": []object{sealed}}, nil)
 }

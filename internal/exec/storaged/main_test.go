@@ -22,12 +22,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // quick is an iter-time for tests, where nobody attacks the passphrase.
 const quick = 10 * time.Millisecond
 
-// logBuffer is a log that a test reads while the daemon writes it, and that tells when a text
+// logBuffer is a log that a test reads while the daemon writes it, and that tells when a line
 // has appeared.
 type logBuffer struct {
 	mu   sync.Mutex
 	buf  bytes.Buffer
-	want string
+	want []string
 	seen chan struct{}
 }
 
@@ -35,18 +35,24 @@ func (l *logBuffer) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.buf.Write(b)
-	if l.want != "" && bytes.Contains(b, []byte(l.want)) {
-		l.want = ""
-		close(l.seen)
+	if l.want == nil {
+		return len(b), nil
 	}
+	for _, part := range l.want {
+		if !bytes.Contains(b, []byte(part)) {
+			return len(b), nil
+		}
+	}
+	l.want = nil
+	close(l.seen)
 	return len(b), nil
 }
 
-// expect returns a channel that is closed when the text is next logged.
-func (l *logBuffer) expect(text string) <-chan struct{} {
+// expect returns a channel that is closed when a line with all these parts is next logged.
+func (l *logBuffer) expect(parts ...string) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.want, l.seen = text, make(chan struct{})
+	l.want, l.seen = parts, make(chan struct{})
 	return l.seen
 }
 

@@ -129,7 +129,7 @@ func (m *monitor) execute(ctx context.Context, command string, args, result any)
 	}
 	id, answer := m.expect()
 	defer m.forget(id)
-	began := time.Now()
+	m.log.Trace().Str("command", command).Uint64("id", id).Msg("to the storage daemon")
 	if err := m.send(id, command, args); err != nil {
 		return err
 	}
@@ -147,10 +147,10 @@ func (m *monitor) execute(ctx context.Context, command string, args, result any)
 	}
 	if reply.Error != nil {
 		reply.Error.Command = command
-		m.log.Debug().Str("command", command).Str("error", reply.Error.Desc).Msg("storage daemon refused")
+		m.log.Debug().Str("command", command).Uint64("id", id).Str("error", reply.Error.Desc).Msg("the storage daemon refused")
 		return reply.Error
 	}
-	m.log.Trace().Str("command", command).Dur("took", time.Since(began)).Msg("storage daemon obeyed")
+	m.log.Trace().Str("command", command).Uint64("id", id).Msg("the storage daemon obeyed")
 	if result == nil {
 		return nil
 	}
