@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,8 +17,8 @@ import (
 )
 
 // serveMetrics serves /metrics and /healthz on addr, and returns what stops it. An empty addr
-// serves nothing.
-func serveMetrics(addr string, m *worker.Metrics, healthy func() bool, log zerolog.Logger) (func(), error) {
+// serves nothing. ailing says why the worker cannot work right now, or "".
+func serveMetrics(addr string, m *worker.Metrics, ailing func() string, log zerolog.Logger) (func(), error) {
 	if addr == "" {
 		return func() {}, nil
 	}
@@ -31,13 +30,13 @@ func serveMetrics(addr string, m *worker.Metrics, healthy func() bool, log zerol
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if !healthy() {
-			http.Error(w, "no connection to NATS", http.StatusServiceUnavailable)
+		if why := ailing(); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = fmt.Fprintln(w, "ok")
 	})
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", addr)
+	listener, err := listen(context.Background(), addr)
 	if err != nil {
 		return nil, fmt.Errorf("serve metrics: %w", err)
 	}
@@ -53,13 +52,6 @@ func serveMetrics(addr string, m *worker.Metrics, healthy func() bool, log zerol
 	return func() { _ = server.Close(); <-done }, nil
 }
 
-// makeFolders makes the worker's own folders.
-func makeFolders(private string, shared string) error {
-	if err := os.MkdirAll(private, 0o711); err != nil { // the scratch folder is below it by default
-		return fmt.Errorf("make the state folder: %w", err)
-	}
-	if err := os.MkdirAll(shared, 0o711); err != nil {
-		return fmt.Errorf("make the run folder: %w", err)
-	}
-	return nil
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	return new(net.ListenConfig).Listen(ctx, "tcp", addr)
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/rs/zerolog"
 
@@ -16,20 +16,36 @@ import (
 	"github.com/nasfleet/nasfleet/internal/worker"
 )
 
-// noLibvirt is the value of --libvirt on a host without VMs.
-const noLibvirt = "none"
-
 type runCmd struct {
 	settings `embed:""`
 }
 
-// Run wires the parts and works until ctx ends.
-func (c *runCmd) Run(ctx context.Context, log zerolog.Logger) (err error) {
-	if err := enterNamespace(); err != nil {
+// Help is printed by --help.
+func (*runCmd) Help() string {
+	return "NATS and libvirt need not be there yet: the worker waits for them, and finds them again when they were restarted. " +
+		"SIGTERM and SIGINT stop it in order: running jobs have --grace to end, and are then stopped and given back. A second signal ends it at once."
+}
+
+// Run works until ctx ends.
+func (c *runCmd) Run(ctx context.Context, log zerolog.Logger) error {
+	log = log.With().Str("zone", c.Zone).Str("host", c.Host).Logger()
+	if err := enterNamespace(log); err != nil {
 		return err
 	}
-	log = log.With().Str("zone", c.Zone).Str("host", c.Host).Logger()
-	if err := makeFolders(c.StateDir, c.RunDir); err != nil {
+	err := c.work(ctx, log)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil // it was stopped while it waited
+	}
+	if err == nil {
+		log.Info().Msg("stopped")
+	}
+	return err
+}
+
+// work wires the parts and works. What was started last is stopped first: NATS outlives all that
+// has something to say.
+func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
+	if err := c.makeFolders(); err != nil {
 		return err
 	}
 	key, err := secret.LoadOrCreateKey(filepath.Join(c.StateDir, "host.key"))
@@ -41,7 +57,13 @@ func (c *runCmd) Run(ctx context.Context, log zerolog.Logger) (err error) {
 		return err
 	}
 	defer stopBus()
-	hv, err := c.hypervisor(ctx, log)
+	metrics, s := worker.NewMetrics(), newStartup(log)
+	stopMetrics, err := serveMetrics(c.Metrics, metrics, s.health(b), log)
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
+	hv, err := c.hypervisor(ctx, s, log)
 	if err != nil {
 		return err
 	}
@@ -56,45 +78,34 @@ func (c *runCmd) Run(ctx context.Context, log zerolog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	return c.work(ctx, log, b, key, executor)
-}
-
-// work runs the worker, beside the server for metrics if there is to be one.
-func (c *runCmd) work(ctx context.Context, log zerolog.Logger, b *bus.Bus, key *secret.Key, executor *exec.Executor) error {
-	public, err := key.Public()
+	w, stopCommands, err := c.worker(b, key, executor, metrics, log)
 	if err != nil {
 		return err
 	}
-	commands, err := b.Commands(c.Zone, c.Host)
-	if err != nil {
+	defer stopCommands()
+	if err := c.ensureZone(ctx, s, b, log); err != nil {
 		return err
 	}
-	defer commands.Stop()
-	metrics := worker.NewMetrics()
-	stopMetrics, err := serveMetrics(c.Metrics, metrics, b.Connected, log)
-	if err != nil {
-		return err
-	}
-	defer stopMetrics()
-	w, err := worker.New(worker.Config{
-		Zone: c.Zone, Host: c.Host, Version: version, SealKey: public, Jobs: c.Jobs, StateDir: c.StateDir,
-		RetryDelay: c.RetryDelay, Grace: c.Grace, Metrics: metrics, Log: log,
-	}, queue{commands}, outbox{b}, executor)
-	if err != nil {
-		return err
-	}
+	s.done()
 	log.Info().Str("version", version).Int("jobs", c.Jobs).Msg("ready")
-	defer log.Info().Msg("stopped")
 	return w.Run(ctx)
 }
 
-// bus connects to NATS, after starting the embedded server if there is to be one. A server that
-// is not there yet is waited for: hosts and servers boot in any order.
-func (c *settings) bus(ctx context.Context, log zerolog.Logger) (*bus.Bus, func(), error) {
-	cfg := bus.Config{
-		URL: c.NATS, Context: c.Context, Creds: c.Creds, Name: "hostworker " + c.Zone + "/" + c.Host,
-		InboxPrefix: bus.HostInbox(c.Zone, c.Host), Persist: true, Log: log,
+// makeFolders makes the worker's own folders. The scratch folder, which guests have to reach, is
+// below the state folder by default.
+func (c *runCmd) makeFolders() error {
+	for _, dir := range []string{c.StateDir, c.RunDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("make the worker's folders: %w", err)
+		}
 	}
+	return nil
+}
+
+// bus prepares the connection to NATS, after starting the embedded server if there is to be one.
+func (c *runCmd) bus(ctx context.Context, log zerolog.Logger) (*bus.Bus, func(), error) {
+	cfg := c.busConfig("hostworker")
+	cfg.Persist, cfg.Log = true, log
 	stop := func() {}
 	if c.EmbeddedNATS != "" {
 		server, err := bus.StartServer(ctx, bus.ServerConfig{Dir: c.EmbeddedNATS, Listen: c.Listen, Log: log})
@@ -109,37 +120,51 @@ func (c *settings) bus(ctx context.Context, log zerolog.Logger) (*bus.Bus, func(
 		stop()
 		return nil, nil, err
 	}
-	stopAll := func() { b.Close(); stop() }
-	if err := c.ensureZone(ctx, b, log); err != nil {
-		stopAll()
-		return nil, nil, err
-	}
-	return b, stopAll, nil
+	return b, func() { b.Close(); stop() }, nil
 }
 
-// ensureZone makes the zone's streams where they are missing, and waits for the server to be there.
-func (c *settings) ensureZone(ctx context.Context, b *bus.Bus, log zerolog.Logger) error {
-	const pause = 2 * time.Second
-	for {
-		err := b.EnsureZone(ctx, c.Zone)
-		if err == nil || !errors.Is(err, bus.ErrUnreachable) {
-			return err
-		}
-		log.Warn().Err(err).Msg("waits for NATS")
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return fmt.Errorf("stopped while waiting for NATS: %w", err)
-		}
-	}
-}
-
-// hypervisor connects to libvirt; nil on a host that backs up images alone.
-func (c *settings) hypervisor(ctx context.Context, log zerolog.Logger) (*hypervisor.Hypervisor, error) {
+// hypervisor waits for libvirt; nil on a host that backs up images alone.
+func (c *runCmd) hypervisor(ctx context.Context, s *startup, log zerolog.Logger) (hv *hypervisor.Hypervisor, err error) {
 	if c.Libvirt == noLibvirt {
 		return nil, nil
 	}
-	return hypervisor.Connect(ctx, c.Libvirt, log)
+	any := func(error) bool { return true } // Connect fails for no reason but libvirt's
+	err = s.await(ctx, "libvirt", any, func(ctx context.Context) error {
+		hv, err = hypervisor.Connect(ctx, c.Libvirt, log)
+		return err
+	})
+	return hv, err
+}
+
+// worker takes the lock of the host's name, and returns the worker and what stops its queue.
+func (c *runCmd) worker(b *bus.Bus, key *secret.Key, executor *exec.Executor, m *worker.Metrics, log zerolog.Logger) (*worker.Worker, func(), error) {
+	public, err := key.Public()
+	if err != nil {
+		return nil, nil, err
+	}
+	commands, err := b.Commands(c.Zone, c.Host)
+	if err != nil {
+		return nil, nil, err
+	}
+	w, err := worker.New(worker.Config{
+		Zone: c.Zone, Host: c.Host, Version: version, SealKey: public, Jobs: c.Jobs, StateDir: c.StateDir,
+		AckWait: c.AckWait, RetryDelay: c.RetryDelay, Grace: c.Grace, Metrics: m, Log: log,
+	}, queue{commands}, outbox{b}, executor)
+	if err != nil {
+		commands.Stop()
+		return nil, nil, err
+	}
+	return w, commands.Stop, nil
+}
+
+// ensureZone waits for NATS and makes the zone's streams where they are missing. A user without
+// the right to look at streams is a host's as it should be: the management side has made them.
+func (c *runCmd) ensureZone(ctx context.Context, s *startup, b *bus.Bus, log zerolog.Logger) error {
+	absent := func(err error) bool { return errors.Is(err, bus.ErrUnreachable) }
+	err := s.await(ctx, "NATS", absent, func(ctx context.Context) error { return b.EnsureZone(ctx, c.Zone) })
+	if errors.Is(err, bus.ErrUnauthorized) && b.Connected() {
+		log.Info().Err(err).Msg("this user may not make the zone's streams; they are expected to be there")
+		return nil
+	}
+	return err
 }

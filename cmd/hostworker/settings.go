@@ -1,27 +1,37 @@
 package main
 
 import (
+	"errors"
 	"fmt"
-	"io"
-	"os"
+	"net"
 	"path/filepath"
 	"time"
 
-	"github.com/rs/zerolog"
-
+	"github.com/nasfleet/nasfleet/internal/bus"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
+// noLibvirt is the value of --libvirt on a host without VMs.
+const noLibvirt = "none"
+
+// maxRunDir is how long the run folder's path may be (bytes), which exec checks: a job's sockets
+// lie below it, and the path of a unix socket is bounded by 107.
+const maxRunDir = 60
+
+// minAckWait leaves a running job time to extend its command, at a third of it.
+const minAckWait = time.Second
+
 // settings are a host's, each a flag, an environment variable and a key of the YAML file.
 type settings struct {
-	Zone string `help:"Zone of this host ([a-z0-9-]+)." required:""`
-	Host string `help:"Name of this host ([a-z0-9-]+)." required:""`
+	Zone string `help:"Zone of this host ([a-z0-9-]+)." required:"" placeholder:"ZONE"`
+	Host string `help:"Name of this host ([a-z0-9-]+)." required:"" placeholder:"HOST"`
 
-	NATS         string `name:"nats" help:"URL of the NATS servers, separated by commas." default:"nats://127.0.0.1:4222" placeholder:"URL"`
-	Context      string `help:"NATS context, as the nats CLI keeps them; replaces --nats and --creds." placeholder:"NAME"`
-	Creds        string `help:"NATS credentials file." placeholder:"FILE"`
-	EmbeddedNATS string `name:"embedded-nats" help:"Run a NATS server in this process, its streams in this folder." placeholder:"DIR"`
-	Listen       string `help:"Where the embedded server listens." default:"127.0.0.1:4222" placeholder:"ADDR"`
+	NATS         string        `name:"nats" help:"NATS server, or several separated by commas. Default: that of --context, or else ${default_nats}." placeholder:"URL"`
+	Context      string        `help:"Context of the nats CLI: its name or its file." placeholder:"NAME"`
+	Creds        string        `help:"NATS credentials file." placeholder:"FILE"`
+	EmbeddedNATS string        `name:"embedded-nats" help:"Run a NATS server in this process, its streams in this folder; --nats, --context and --creds are then not used." placeholder:"DIR"`
+	Listen       string        `help:"Where the embedded server listens; none for this process alone. It asks for no credentials." default:"${default_listen}" placeholder:"ADDR"`
+	AckWait      time.Duration `help:"How long the server waits for a sign of life before it hands a command out again. It is set when the host's queue is made first." default:"60s"`
 
 	Libvirt string `help:"libvirt's URI; none for a host that backs up images alone." default:"qemu:///system" placeholder:"URI"`
 	Jobs    int    `help:"How many jobs at a time, never two for one VM." default:"2"`
@@ -39,19 +49,62 @@ type settings struct {
 
 // Validate is called by kong once all sources have been read.
 func (s *settings) Validate() error {
-	if err := messages.CheckLabel("zone", s.Zone); err != nil {
-		return err
+	if s.Zone == "" || s.Host == "" {
+		return errors.New("--zone and --host have to say which host this is")
 	}
-	if err := messages.CheckLabel("host", s.Host); err != nil {
+	if err := errors.Join(checkLabel("zone", s.Zone), checkLabel("host", s.Host)); err != nil {
 		return err
 	}
 	if s.Jobs < 1 || s.Jobs > 1000 {
 		return fmt.Errorf("--jobs %d is not from 1 to 1000", s.Jobs)
 	}
-	if s.ScratchReserve < 0 {
-		return fmt.Errorf("--scratch-reserve %d is negative", s.ScratchReserve)
+	const maxReserve = 1 << 40 // MiB; in bytes it still is an int64
+	if s.ScratchReserve < 0 || s.ScratchReserve > maxReserve {
+		return fmt.Errorf("--scratch-reserve %d is not from 0 to %d", s.ScratchReserve, int64(maxReserve))
 	}
+	if s.AckWait < minAckWait {
+		return fmt.Errorf("--ack-wait %v is less than %v", s.AckWait, minAckWait)
+	}
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{{"mount-timeout", s.MountTimeout}, {"retry-delay", s.RetryDelay}, {"grace", s.Grace}} {
+		if d.value <= 0 {
+			return fmt.Errorf("--%s %v is not above 0", d.flag, d.value)
+		}
+	}
+	return errors.Join(s.checkAddresses(), s.cleanFolders())
+}
+
+// checkLabel is that of messages without its code, which is for commands.
+func checkLabel(what, name string) error {
+	err := messages.CheckLabel(what, name)
+	var coded *messages.Error
+	if errors.As(err, &coded) {
+		return coded.Err
+	}
+	return err
+}
+
+func (s *settings) checkAddresses() error {
+	if _, _, err := net.SplitHostPort(s.Listen); s.listens() && err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	if _, _, err := net.SplitHostPort(s.Metrics); s.Metrics != "" && err != nil {
+		return fmt.Errorf("--metrics: %w", err)
+	}
+	return nil
+}
+
+// listens says whether an embedded server is for others than this process.
+func (s *settings) listens() bool { return s.Listen != "" && s.Listen != bus.ListenNone }
+
+// cleanFolders makes the folders absolute.
+func (s *settings) cleanFolders() error {
 	for _, dir := range []*string{&s.Scratch, &s.RunDir, &s.StateDir, &s.EmbeddedNATS} {
+		if *dir == "" && dir != &s.EmbeddedNATS {
+			return errors.New("--scratch, --run-dir and --state-dir have to name folders")
+		}
 		if *dir == "" {
 			continue
 		}
@@ -61,16 +114,16 @@ func (s *settings) Validate() error {
 		}
 		*dir = abs
 	}
+	if len(s.RunDir) > maxRunDir {
+		return fmt.Errorf("--run-dir %s: the path has more than %d bytes", s.RunDir, maxRunDir)
+	}
 	return nil
 }
 
-func newLogger(c cli, stderr io.Writer) zerolog.Logger {
-	level, err := zerolog.ParseLevel(c.LogLevel)
-	if err != nil {
-		level = zerolog.InfoLevel
+// busConfig says how to reach NATS.
+func (s *settings) busConfig(name string) bus.Config {
+	return bus.Config{
+		URL: s.NATS, Context: s.Context, Creds: s.Creds, Name: name + " " + s.Zone + "/" + s.Host,
+		InboxPrefix: bus.HostInbox(s.Zone, s.Host), AckWait: s.AckWait,
 	}
-	if c.LogFormat == "console" {
-		stderr = zerolog.ConsoleWriter{Out: stderr, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""}
-	}
-	return zerolog.New(stderr).Level(level).With().Timestamp().Logger()
 }

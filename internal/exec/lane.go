@@ -58,7 +58,7 @@ func runLane(ctx context.Context, l lane) (copier.Stats, error) {
 		Progress: func(done, total int64) { l.report.Disk(l.name, done, total) },
 	})
 	if err != nil {
-		return stats, mismatch(messages.CodeBackupCorrupt, l.name, err)
+		return stats, fmt.Errorf("disk %s: %w", l.name, err)
 	}
 	return stats, nil
 }
@@ -105,11 +105,11 @@ func watched(ctx context.Context, check, work func(context.Context) error) error
 	}
 }
 
-// mismatch names the disk, and gives a block that is not what it was the code of the job that found it.
+// mismatch gives a block that is not what it was the code of the job that found it.
 func mismatch(code messages.Code, disk string, err error) error {
 	var m *digest.Mismatch
 	if errors.As(err, &m) {
 		return messages.Errorf(code, "disk %s: %w", disk, m)
 	}
-	return fmt.Errorf("disk %s: %w", disk, err)
+	return err
 }

@@ -289,7 +289,7 @@ func (t *restoring) copyDisk(ctx context.Context, d storedDisk, to *restoreTarge
 		size: d.size, limiter: t.limiter, check: check, zeroHoles: to.tmp == "", report: t.r,
 	})
 	if err != nil {
-		return err
+		return mismatch(messages.CodeBackupCorrupt, d.name, undecodable(ctx, d.path, err))
 	}
 	return errors.Join(into.CloseExport(ctx, d.name), into.Stop(), from.Stop())
 }

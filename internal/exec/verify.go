@@ -5,11 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
+	"github.com/nasfleet/nasfleet/internal/exec/nbd"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
 	"github.com/nasfleet/nasfleet/internal/secret"
@@ -170,7 +175,40 @@ func (e *Executor) readDisk(ctx context.Context, ws *workspace, disk storedDisk,
 		Progress: func(done, total int64) { r.Disk(disk.name, done, total) },
 	})
 	if err != nil {
-		return stats.DataBytes, mismatch(messages.CodeVerifyFailed, disk.name, err)
+		return stats.DataBytes, mismatch(messages.CodeVerifyFailed, disk.name, undecodable(ctx, disk.path, fmt.Errorf("disk %s: %w", disk.name, err)))
 	}
 	return stats.DataBytes, errors.Join(src.Close(), d.Stop())
 }
+
+// undecodable tells a damaged cluster from failing storage. QEMU answers both with EIO: a
+// compressed cluster with a flipped bit often does not decompress at all. If the file itself can
+// be read to its end, its storage is well and its content is not.
+func undecodable(ctx context.Context, path string, err error) error {
+	var e *nbd.Error
+	if !errors.As(err, &e) || e.Errno != unix.EIO || ctx.Err() != nil {
+		return err
+	}
+	f, oerr := os.Open(path)
+	if oerr != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if _, rerr := io.Copy(io.Discard, readerOf(ctx, f)); rerr != nil {
+		return err
+	}
+	return &digest.Mismatch{Offset: e.Offset, Length: e.Length}
+}
+
+// readerOf is r until ctx ends.
+func readerOf(ctx context.Context, r io.Reader) io.Reader {
+	return readFunc(func(b []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return r.Read(b)
+	})
+}
+
+type readFunc func([]byte) (int, error)
+
+func (f readFunc) Read(b []byte) (int, error) { return f(b) }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -145,4 +146,68 @@ func lastData(t *testing.T, file string) int64 {
 		t.Fatal("no data yet")
 	}
 	return at
+}
+
+// TestVerifyFindsDamagedCompression flips bits in compressed clusters, some of which then
+// decompress to other bytes and some to none at all: either way it is the backup that is damaged,
+// not the storage that fails.
+func TestVerifyFindsDamagedCompression(t *testing.T) {
+	w := newWorld(t, "none")
+	image := dataImage(t, w, "disk.img", 64)
+	for _, kind := range []string{messages.Zstd, messages.Zlib} {
+		for _, at := range []int64{4, 5, 6, 7} {
+			t.Run(fmt.Sprintf("%s-%d", kind, at), func(t *testing.T) {
+				ev := w.take(t, "--image", image, "--compress", "--compression-type", kind)
+				file := filepath.Join(w.nas, ev.VM, ev.BackupID, ev.Backup.Disks[0].File)
+				damage(t, file, at)
+				failed := w.mustFail(t, messages.CodeVerifyFailed, "verify", "--backup", ev.BackupID)
+				if !strings.Contains(failed.Error.Message, "disk0") {
+					t.Errorf("the message does not name the disk: %s", failed.Error.Message)
+				}
+				w.mustFail(t, messages.CodeBackupCorrupt, "restore", "--backup", ev.BackupID, "--to", filepath.Join(w.dir, "r-"+ev.BackupID))
+				w.nothingLeft(t)
+			})
+		}
+	}
+}
+
+// damage flips a bit in each of 64 bytes about so many eighths into a compressed qcow2, at the
+// first place from there on that is not metadata: qemu-img check sees nothing of it.
+func damage(t *testing.T, file string, eighths int64) {
+	t.Helper()
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipAll := func(at int64) {
+		for i := range int64(64) {
+			flip(t, file, at+i)
+		}
+	}
+	for at := info.Size() * eighths / 8; at < info.Size()-4096; at += 4096 {
+		if !allSet(t, file, at, 64) {
+			continue // clusters do not follow each other without a gap
+		}
+		flipAll(at)
+		if out, err := lab.Try(t, "qemu-img", "check", "-f", "qcow2", file); err == nil && strings.Contains(out, "No errors") {
+			return
+		}
+		flipAll(at) // back as it was
+	}
+	t.Fatal("there is nothing but metadata")
+}
+
+// allSet says whether a region of a file looks like compressed data: hardly a zero in it.
+func allSet(t *testing.T, file string, at int64, n int) bool {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	b := make([]byte, n)
+	if _, err := f.ReadAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Count(b, []byte{0}) < n/16
 }

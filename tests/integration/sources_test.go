@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -185,4 +186,67 @@ func TestEncryptedSource(t *testing.T) {
 	if strings.Contains(out, "verification failed") {
 		t.Errorf("the restored disk has other bytes: %s", out)
 	}
+}
+
+// TestOddSizes backs up disks whose size is not a multiple of a cluster, compressed and not: the
+// restored disk has the same size to the sector.
+func TestOddSizes(t *testing.T) {
+	w := newWorld(t, "none")
+	for _, size := range []int64{512, 65536 + 512, 3*lab.MiB - 4096, 5*lab.MiB + 1536} {
+		image := noise(t, filepath.Join(w.dir, "odd.img"), 8, 8)
+		if err := os.Truncate(image, size); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []features{{}, {compress: true, verify: true}, {compress: true, encrypt: true, verify: true}} {
+			t.Run(fmt.Sprintf("%d-%s", size, f), func(t *testing.T) {
+				ev := w.take(t, append(f.flags(w, t), "--image", image)...)
+				if ev.Backup.VirtualBytes != size {
+					t.Errorf("the backup is of %d bytes, the image has %d", ev.Backup.VirtualBytes, size)
+				}
+				w.checkFeatures(t, f, ev)
+				w.restoreAndCompare(t, f, ev, map[string]original{"disk0": {"raw", image}})
+				to := filepath.Join(w.dir, "raw-"+ev.BackupID)
+				args := []string{"restore", "--backup", ev.BackupID, "--to", to, "--format", "raw"}
+				if f.encrypt {
+					args = append(args, "--passphrase-file", w.passphraseFile(t, passphrase))
+				}
+				w.mustJob(t, args...)
+				if info, err := os.Stat(filepath.Join(to, "disk0.raw")); err != nil || info.Size() != size {
+					t.Errorf("the restored disk is %v, %v", info, err)
+				}
+			})
+		}
+	}
+}
+
+// TestDiskOnAnIOThread: a QEMU before 9.0 dies with its guest when an NBD client leaves such a disk.
+// The VM comes first, so its running backup is refused there; stopped it is backed up.
+func TestDiskOnAnIOThread(t *testing.T) {
+	l := lab.Libvirtd(t)
+	w := newWorld(t, l.URI)
+	disk := dataImage(t, w, "disk.raw", 32)
+	l.DefineXML(t, `<domain type='qemu'><name>io</name><memory unit='MiB'>64</memory><vcpu>1</vcpu><iothreads>1</iothreads>
+		<os><type arch='x86_64' machine='q35'>hvm</type></os><devices>
+		<disk type='file' device='disk'><driver name='qemu' type='raw' iothread='1'/><source file='`+disk+`'/><target dev='vda' bus='virtio'/></disk>
+		</devices></domain>`)
+	l.Virsh(t, "start", "io")
+	var major int
+	if _, err := fmt.Sscanf(lab.Run(t, "qemu-img", "--version"), "qemu-img version %d", &major); err != nil {
+		t.Fatal(err)
+	}
+	if major < 9 {
+		ev := w.mustFail(t, messages.CodeDiskUnsupported, w.takeArgs("--vm", "io")...)
+		if !strings.Contains(ev.Error.Hint, "iothread") {
+			t.Errorf("the hint is %q", ev.Error.Hint)
+		}
+	} else {
+		w.take(t, "--vm", "io")
+	}
+	if state := strings.TrimSpace(l.Virsh(t, "domstate", "io")); state != "running" {
+		t.Errorf("the guest is %s", state)
+	}
+	w.nothingLeft(t)
+	l.Virsh(t, "destroy", "io")
+	ev := w.take(t, "--vm", "io")
+	w.restoreAndCompare(t, features{}, ev, map[string]original{"vda": {"raw", disk}})
 }

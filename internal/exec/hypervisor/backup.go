@@ -63,7 +63,8 @@ type BackupJob struct {
 //
 // After an error there is no job; when ctx ended first, the job and the freeze are taken back as
 // soon as libvirt answers. The error has the code CodeVMNotFound, CodeVMStateChanged (the VM does
-// not run), CodeFreezeFailed, CodeBackupBeginFailed or CodeHypervisorDown.
+// not run), CodeDiskUnsupported (see checkIOThreads), CodeFreezeFailed, CodeBackupBeginFailed or
+// CodeHypervisorDown.
 func (h *Hypervisor) BeginBackup(ctx context.Context, spec BackupSpec) (Begun, error) {
 	return call(ctx, h, func(conn *libvirt.Connect) (Begun, error) {
 		return h.begin(ctx, conn, spec)
@@ -96,7 +97,7 @@ func (h *Hypervisor) begin(ctx context.Context, conn *libvirt.Connect, spec Back
 	if err := checkIdle(dom, spec.Domain); err != nil {
 		return Begun{}, err
 	}
-	document, err := backupXML(dom, spec)
+	document, err := backupXML(conn, dom, spec)
 	if err != nil {
 		return Begun{}, err
 	}
@@ -128,8 +129,8 @@ func checkIdle(dom *libvirt.Domain, name string) error {
 		WithHint("Wait for the VM's other job, such as a migration or a save (virsh domjobinfo).")
 }
 
-// backupXML writes libvirt's domainbackup document.
-func backupXML(dom *libvirt.Domain, spec BackupSpec) (string, error) {
+// backupXML writes libvirt's domainbackup document, for a backup that does the guest no harm.
+func backupXML(conn *libvirt.Connect, dom *libvirt.Domain, spec BackupSpec) (string, error) {
 	live, err := dom.GetXMLDesc(0)
 	if err != nil {
 		return "", err
@@ -137,6 +138,9 @@ func backupXML(dom *libvirt.Domain, spec BackupSpec) (string, error) {
 	var def libvirtxml.Domain
 	if err := def.Unmarshal(live); err != nil {
 		return "", fmt.Errorf("read the definition of %s: %w", spec.Domain, err)
+	}
+	if err := checkIOThreads(conn, def, spec); err != nil {
+		return "", err
 	}
 	return pullXML(def, spec)
 }
