@@ -104,8 +104,7 @@ func (p *Process) Stderr() string { return p.stderr.String() }
 // cannot die (it hangs in the kernel on a dead NAS) is left after a second grace, with an error.
 func (p *Process) Stop() error {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		// An error means that the child has just ended.
-		_ = p.cmd.Process.Signal(sig)
+		p.signal(sig)
 		if p.wait(p.grace) {
 			return nil
 		}
@@ -113,9 +112,20 @@ func (p *Process) Stop() error {
 	return fmt.Errorf("%s (pid %d) does not die", p.name, p.PID())
 }
 
+// signal reaches the child's whole process group: what it started must not outlive it.
+func (p *Process) signal(sig syscall.Signal) {
+	select {
+	case <-p.done:
+		// Waited for: its id may be another's by now.
+	default:
+		// An error means that it has just ended.
+		_ = syscall.Kill(-p.PID(), sig)
+	}
+}
+
 // Kill ends the child at once.
 func (p *Process) Kill() error {
-	_ = p.cmd.Process.Signal(syscall.SIGKILL)
+	p.signal(syscall.SIGKILL)
 	if p.wait(p.grace) {
 		return nil
 	}
