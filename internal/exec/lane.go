@@ -98,7 +98,7 @@ func watched(ctx context.Context, check, work func(context.Context) error) error
 		case <-tick.C:
 			if err := check(ctx); err != nil {
 				cancel(err)
-				<-done
+				_ = <-done // it only repeats err
 				return err
 			}
 		}

@@ -45,7 +45,7 @@ func (w *Worker) handle(jobs, words context.Context, d Delivery) {
 	}
 	if j.attempt, err = w.journal.begin(j.id); err != nil {
 		j.log.Error().Err(err).Msg("write the journal")
-		j.settle(j.d.Retry(w.cfg.RetryDelay))
+		j.settle(j.d.retry(w.cfg.RetryDelay))
 		return
 	}
 	j.run(jobs)
@@ -58,14 +58,14 @@ func (j *job) over() bool {
 	if err != nil {
 		// Not to know is no reason to do a job twice, and none to drop it.
 		j.log.Warn().Err(err).Msg("look up the job's last event")
-		j.settle(j.d.Retry(j.w.cfg.RetryDelay))
+		j.settle(j.d.retry(j.w.cfg.RetryDelay))
 		return true
 	}
 	if final == nil {
 		return false
 	}
 	j.log.Info().Str("kind", string(final.Kind)).Msg("the job has ended before")
-	j.settle(j.d.Ack(j.words))
+	j.settle(j.d.ack(j.words))
 	j.w.journal.end(j.id)
 	return true
 }
@@ -99,7 +99,7 @@ func (j *job) finish(out exec.Outcome, err error) {
 		j.log.Info().Msg("given back")
 		j.w.journal.giveBack(j.id)
 		j.w.jobs.leave(j)
-		j.settle(j.d.Return())
+		j.settle(j.d.giveBack())
 		return
 	}
 	if err == nil {
@@ -120,12 +120,12 @@ func (j *job) finish(out exec.Outcome, err error) {
 	j.w.jobs.leave(j)
 	switch d.ends {
 	case tryAgain:
-		j.settle(j.d.Retry(d.delay))
+		j.settle(j.d.retry(d.delay))
 	case drop:
-		j.settle(j.d.Term(string(messages.CodeOf(err))))
+		j.settle(j.d.term(string(messages.CodeOf(err))))
 		j.w.journal.end(j.id)
 	default:
-		j.settle(j.d.Ack(j.words))
+		j.settle(j.d.ack(j.words))
 		j.w.journal.end(j.id)
 	}
 }
@@ -140,7 +140,7 @@ func (j *job) refuse(head messages.Header, err error) {
 		j.log.Error().Err(perr).Msg("the refusal was not stored")
 		return
 	}
-	j.settle(j.d.Term(string(messages.CodeOf(err))))
+	j.settle(j.d.term(string(messages.CodeOf(err))))
 }
 
 func (j *job) updateCatalog(out exec.Outcome) error {
@@ -204,7 +204,7 @@ func (j *job) keepAlive(ctx context.Context) <-chan struct{} {
 		for {
 			select {
 			case <-tick.C:
-				if err := j.d.Extend(); err != nil {
+				if err := j.d.extend(); err != nil {
 					j.log.Debug().Err(err).Msg("extend the command")
 				}
 			case <-ctx.Done():

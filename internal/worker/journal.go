@@ -71,11 +71,9 @@ func (j *journal) read(job string) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	var r record
-	if json.Unmarshal(data, &r) != nil {
-		// Torn by a power cut: it had begun at least once.
-		return record{Attempts: 1}, nil
-	}
+	// A record that was torn by a power cut had begun at least once.
+	r := record{Attempts: 1}
+	_ = json.Unmarshal(data, &r)
 	return r, nil
 }
 

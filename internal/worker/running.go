@@ -35,7 +35,7 @@ func (r *running) enter(j *job) bool {
 	for _, vm := range worksOn(j.cmd) {
 		if other, busy := r.vms[vm]; busy {
 			j.log.Debug().Str("vm", vm).Str("behind", other).Msg("waits for another job on its vm")
-			j.settle(j.d.Retry(j.w.cfg.BusyDelay))
+			j.settle(j.d.retry(j.w.cfg.BusyDelay))
 			return false
 		}
 	}
@@ -103,8 +103,8 @@ func (h *held) replace(by *held) {
 	h.d = d
 }
 
-func (h *held) Extend() error                 { return h.latest().Extend() }
-func (h *held) Ack(ctx context.Context) error { return h.latest().Ack(ctx) }
-func (h *held) Retry(d time.Duration) error   { return h.latest().Retry(d) }
-func (h *held) Return() error                 { return h.latest().Return() }
-func (h *held) Term(reason string) error      { return h.latest().Term(reason) }
+func (h *held) extend() error                 { return h.latest().Extend() }
+func (h *held) ack(ctx context.Context) error { return h.latest().Ack(ctx) }
+func (h *held) retry(d time.Duration) error   { return h.latest().Retry(d) }
+func (h *held) giveBack() error                 { return h.latest().Return() }
+func (h *held) term(reason string) error      { return h.latest().Term(reason) }

@@ -247,7 +247,9 @@ func TestAnEventThatIsNotStoredKeepsTheCommand(t *testing.T) {
 	r.queue.c <- d
 	<-entered
 	r.stop()
-	<-r.ended
+	if err := <-r.ended; err != nil {
+		t.Fatal(err)
+	}
 	select {
 	case how := <-d.ends:
 		t.Errorf("the command was let go by %s although nothing was stored", how)

@@ -52,7 +52,7 @@ type Process struct {
 // Start starts a child. The caller owns it and must call Stop, even after it has exited.
 func Start(spec Spec) (*Process, error) {
 	p := &Process{
-		cmd:    exec.Command(spec.Path, spec.Args...),
+		cmd:    exec.Command(spec.Path, spec.Args...), //nolint:noctx // Stop ends it: a context would KILL it without asking
 		name:   filepath.Base(spec.Path),
 		grace:  spec.Grace,
 		stderr: &tail{},
