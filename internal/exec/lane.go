@@ -84,21 +84,22 @@ func each[D any](ctx context.Context, disks []D, f func(context.Context, D) erro
 func watched(ctx context.Context, check, work func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	done := make(chan error, 1)
-	go func() { done <- work(ctx) }()
+	var result error
+	done := make(chan struct{})
+	go func() { defer close(done); result = work(ctx) }()
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {
 		select {
-		case err := <-done:
-			if cerr := check(ctx); cerr != nil && ctx.Err() == nil {
-				return cerr
+		case <-done:
+			if err := check(ctx); err != nil && ctx.Err() == nil {
+				return err
 			}
-			return err
+			return result
 		case <-tick.C:
 			if err := check(ctx); err != nil {
 				cancel(err)
-				_ = <-done // it only repeats err
+				<-done
 				return err
 			}
 		}

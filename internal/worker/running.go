@@ -106,5 +106,5 @@ func (h *held) replace(by *held) {
 func (h *held) extend() error                 { return h.latest().Extend() }
 func (h *held) ack(ctx context.Context) error { return h.latest().Ack(ctx) }
 func (h *held) retry(d time.Duration) error   { return h.latest().Retry(d) }
-func (h *held) giveBack() error                 { return h.latest().Return() }
+func (h *held) giveBack() error               { return h.latest().Return() }
 func (h *held) term(reason string) error      { return h.latest().Term(reason) }
