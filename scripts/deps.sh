@@ -6,7 +6,7 @@ set -euo pipefail
 packages_for() {
   case $1 in
     build) echo gcc libc6-dev ;;
-    run) echo qemu-utils qemu-system-common e2fsprogs mount ;;
+    run) echo qemu-utils qemu-system-common e2fsprogs mount procps ;;
     test) echo qemu-system-x86 qemu-block-extra libvirt-daemon-system libvirt-daemon-driver-qemu \
       libvirt-clients cryptsetup-bin libnbd-bin sshfs openssh-server openssh-client util-linux ;;
     bench) echo virtnbdbackup ;;
