@@ -77,7 +77,7 @@ var codeTable = map[Code]codeFacts{
 	CodeWrongPassphrase:    {false, "Give the passphrase the backup was taken with."},
 	CodeModeUnavailable:    {false, "Use mode full or auto."},
 
-	CodeVMNotFound:        {false, "Check the name with virsh list --all on the host."},
+	CodeVMNotFound:        {false, "Check the name with virsh list --all on the host, and that its hostworker was started with --libvirt."},
 	CodeVMRunning:         {false, "Shut the VM down first, or restore to a folder or another VM."},
 	CodeVMExists:          {false, "Leave --define out, or undefine the VM of that name first."},
 	CodeVMStateChanged:    {true, "The VM was started or stopped during its backup; the job is tried again."},
@@ -93,7 +93,7 @@ var codeTable = map[Code]codeFacts{
 
 	CodeRepositoryUnsupported: {false, "Use one of the repository types the host supports (hostworker doctor lists them)."},
 	CodeMountFailed:           {true, "Check the repository's address, options and network; the cause holds what mount said."},
-	CodeTargetFull:            {false, "Free or add space on the repository, then replay the job."},
+	CodeTargetFull:            {false, "Free or add space on the repository, then take the backup again."},
 	CodeTargetWriteFailed:     {true, "Check the repository's storage: writing to it failed."},
 	CodeTargetExists:          {false, "Choose another target, or overwrite this one with --force."},
 	CodeTargetTooSmall:        {false, "Enlarge the target disk to at least the size of the one in the backup."},
@@ -103,7 +103,7 @@ var codeTable = map[Code]codeFacts{
 	CodeVerifyFailed:          {false, "The bytes on the repository are not those that were copied: check its storage, then take a new backup."},
 
 	CodeStorageDaemonFailed: {true, "See the cause; hostworker doctor checks the QEMU tools of the host."},
-	CodeTimeout:             {true, "The job took longer than it may; check the repository, or give it more time."},
+	CodeTimeout:             {true, "Something that should be quick took too long; check the repository and the hypervisor."},
 	CodeCancelled:           {false, "The job was cancelled on request."},
 	CodeShuttingDown:        {true, "The worker is stopping; the job starts again with the next worker of this host."},
 	CodeInternal:            {true, "This is a defect or an unforeseen condition; the worker's log has the context."},

@@ -37,6 +37,8 @@ type Header struct {
 	IssuedAt time.Time `json:"issued_at"`
 	// Attempts bounds how often the job is tried; 0 means DefaultAttempts.
 	Attempts int `json:"attempts,omitempty"`
+	// Replays is the id of the job that this one runs again; "" for a job that is no replay.
+	Replays string `json:"replays,omitempty"`
 }
 
 // MaxAttempts returns the attempts in force.

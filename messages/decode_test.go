@@ -41,7 +41,7 @@ func validTake() *m.TakeBackup {
 // valid holds one command of each type, with every field set that may be set together.
 func valid() map[m.Type]m.Command {
 	take := validTake()
-	take.Attempts, take.BackupPath, take.Mode, take.Quiesce = 5, "daily/a", m.ModeAuto, m.QuiesceRequired
+	take.Attempts, take.Replays, take.BackupPath, take.Mode, take.Quiesce = 5, backupID, "daily/a", m.ModeAuto, m.QuiesceRequired
 	take.Details = m.Details{Compression: true, CompressionType: m.Zlib, Encryption: true, Passphrase: sealed, BandwidthLimit: 100, IntegrityCheck: true}
 	return map[m.Type]m.Command{
 		m.TypeTake: take,
@@ -169,6 +169,9 @@ func TestDecodeRefuses(t *testing.T) {
 		{"issued_at no date", edit(t, take, set("issued_at", "yesterday")), m.CodeInvalidMessage, "yesterday"},
 		{"issued_at zero", edit(t, take, set("issued_at", "0001-01-01T00:00:00Z")), m.CodeInvalidMessage, "issued_at"},
 		{"attempts -1", edit(t, take, set("attempts", -1)), m.CodeInvalidMessage, "attempts"},
+		{"replays no ULID", edit(t, take, set("replays", "x.y.>")), m.CodeInvalidMessage, "replays"},
+		{"replays no string", edit(t, take, set("replays", 7)), m.CodeInvalidMessage, "replays"},
+		{"replays itself", edit(t, take, set("replays", jobID)), m.CodeInvalidMessage, "the job itself"},
 		{"attempts 101", edit(t, take, set("attempts", 101)), m.CodeInvalidMessage, "attempts"},
 
 		{"vm and images", edit(t, take, set("images", []string{"/a"})), m.CodeInvalidMessage, "vm and images"},

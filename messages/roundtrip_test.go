@@ -134,10 +134,14 @@ func command() *rapid.Generator[m.Command] {
 
 func headers(typ m.Type) *rapid.Generator[m.Header] {
 	return rapid.Custom(func(t *rapid.T) m.Header {
-		return m.Header{
+		h := m.Header{
 			Version: 1, Type: typ, JobID: id().Draw(t, "job id"), Attempts: rapid.IntRange(0, 100).Draw(t, "attempts"),
 			IssuedAt: time.Unix(rapid.Int64Range(0, 253402300799).Draw(t, "s"), rapid.Int64Range(0, 999999999).Draw(t, "ns")).UTC(),
 		}
+		if old := id().Draw(t, "replays"); old != h.JobID && rapid.Bool().Draw(t, "is a replay") {
+			h.Replays = old
+		}
+		return h
 	})
 }
 

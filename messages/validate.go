@@ -54,7 +54,16 @@ func (h Header) validate(t Type) error {
 	if h.Attempts < 0 || h.Attempts > maxAttempts {
 		return Errorf(CodeInvalidMessage, "attempts %d is not from 1 to %d", h.Attempts, maxAttempts)
 	}
-	return CheckID("job_id", h.JobID)
+	if err := CheckID("job_id", h.JobID); err != nil {
+		return err
+	}
+	switch h.Replays {
+	case "":
+		return nil
+	case h.JobID:
+		return Errorf(CodeInvalidMessage, "replays %q is the job itself", h.Replays)
+	}
+	return CheckID("replays", h.Replays)
 }
 
 // Validate implements Command.
@@ -180,6 +189,14 @@ func (r Repository) validate() error {
 		}
 		if hasControl(s) || strings.HasPrefix(s, "-") {
 			return Errorf(CodeInvalidMessage, "repository: %q begins with a dash or holds a control character", s)
+		}
+	}
+	for _, option := range strings.Split(r.MountOptions, ",") {
+		name, _, _ := strings.Cut(strings.TrimSpace(option), "=")
+		if slices.Contains([]string{"pass", "passwd", "password", "secret"}, strings.ToLower(name)) {
+			// The value is not quoted: it is somebody's password.
+			return Errorf(CodeInvalidMessage, "mount option %s would put a password into the command", name).
+				WithHint("Keep it in a file on the host (credentials=FILE, secretfile=FILE).")
 		}
 	}
 	if r.Type != RepositoryDir {

@@ -61,8 +61,8 @@ say "5. Restored, and compared with the original"
 show bin/publisher restore --backup "$id" --to "$work/restored" --passphrase-file "$work/passphrase" --wait
 show qemu-img compare -f raw -F qcow2 "$work/disk.img" "$work/restored/disk0.qcow2"
 
-data=$(du -B1 "$work/disk.img" | cut -f1)
-stored=$(du -sB1 "$work/nas" | cut -f1)
+data=$(sed -n 's/.*"data_bytes": *\([0-9]*\).*/\1/p' "$work/event.json" | head -n 1)
+stored=$(sed -n 's/.*"stored_bytes": *\([0-9]*\).*/\1/p' "$work/event.json" | head -n 1)
 say "Summary"
 awk -v d="$data" -v s="$stored" -v t="$took" 'BEGIN {
   printf "  data %.0f MiB, stored %.0f MiB (%.0f %%), backed up and verified in %.1f s (%.0f MiB/s)\n",

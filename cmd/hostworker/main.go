@@ -128,6 +128,8 @@ func hint(err error) string {
 		return coded.Advice()
 	case bus.Hint(err) != "":
 		return bus.Hint(err)
+	case errors.Is(err, os.ErrNotExist):
+		return "Check the files that are named (--creds, --context)."
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "Stop what listens there, or give this worker another address (--listen, --metrics)."
 	case errors.Is(err, syscall.EWOULDBLOCK):

@@ -63,8 +63,14 @@ func unshareMounts() error {
 func tryNamespace() error {
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine, and its namespace with it
-		result <- unshareMounts()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The process's first thread does not end before it. While it is held, another one is found.
+			defer runtime.UnlockOSThread()
+			result <- tryNamespace()
+			return
+		}
+		result <- unshareMounts() // never unlocked: the thread ends with the goroutine, and its namespace with it
 	}()
 	return <-result
 }

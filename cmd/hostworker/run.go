@@ -73,7 +73,7 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 	executor, err := exec.New(exec.Config{
 		Zone: c.Zone, Host: c.Host, Version: version,
 		RunDir: c.RunDir, ScratchDir: c.Scratch, ScratchReserve: c.ScratchReserve << 20,
-		MountTimeout: c.MountTimeout, Key: key, Hypervisor: hv, Log: log,
+		MountTimeout: c.MountTimeout, LUKSIterTime: c.LUKSIterTime, Key: key, Hypervisor: hv, Log: log,
 	})
 	if err != nil {
 		return err
@@ -128,8 +128,8 @@ func (c *runCmd) hypervisor(ctx context.Context, s *startup, log zerolog.Logger)
 	if c.Libvirt == noLibvirt {
 		return nil, nil
 	}
-	any := func(error) bool { return true } // Connect fails for no reason but libvirt's
-	err = s.await(ctx, "libvirt", any, func(ctx context.Context) error {
+	always := func(error) bool { return true } // Connect fails for no reason but libvirt's
+	err = s.await(ctx, "libvirt", always, func(ctx context.Context) error {
 		hv, err = hypervisor.Connect(ctx, c.Libvirt, log)
 		return err
 	})

@@ -16,7 +16,7 @@ const noLibvirt = "none"
 
 // maxRunDir is how long the run folder's path may be (bytes), which exec checks: a job's sockets
 // lie below it, and the path of a unix socket is bounded by 107.
-const maxRunDir = 60
+const maxRunDir = 48
 
 // minAckWait leaves a running job time to extend its command, at a third of it.
 const minAckWait = time.Second
@@ -30,17 +30,18 @@ type settings struct {
 	Context      string        `help:"Context of the nats CLI: its name or its file." placeholder:"NAME"`
 	Creds        string        `help:"NATS credentials file." placeholder:"FILE"`
 	EmbeddedNATS string        `name:"embedded-nats" help:"Run a NATS server in this process, its streams in this folder; --nats, --context and --creds are then not used." placeholder:"DIR"`
-	Listen       string        `help:"Where the embedded server listens; none for this process alone. It asks for no credentials." default:"${default_listen}" placeholder:"ADDR"`
+	Listen       string        `help:"Where the embedded server listens; none for this process alone. It asks for no credentials." default:"${default_listen}"`
 	AckWait      time.Duration `help:"How long the server waits for a sign of life before it hands a command out again. It is set when the host's queue is made first." default:"60s"`
 
-	Libvirt string `help:"libvirt's URI; none for a host that backs up images alone." default:"qemu:///system" placeholder:"URI"`
+	Libvirt string `help:"libvirt's URI; none for a host that backs up images alone." default:"qemu:///system"`
 	Jobs    int    `help:"How many jobs at a time, never two for one VM." default:"2"`
 
-	Scratch        string `help:"Folder for what guests overwrite while they are backed up." default:"/var/lib/nasfleet/scratch" placeholder:"DIR"`
-	ScratchReserve int64  `help:"MiB that stay free there; a backup that would use them is stopped before its guest notices." default:"512" placeholder:"MIB"`
-	RunDir         string `help:"Folder for sockets and mount points (a short path)." default:"/run/nasfleet" placeholder:"DIR"`
-	StateDir       string `help:"Folder for the host's key and journal." default:"/var/lib/nasfleet" placeholder:"DIR"`
+	Scratch        string `help:"Folder for what guests overwrite while they are backed up." default:"/var/lib/nasfleet/scratch"`
+	ScratchReserve int64  `help:"MiB that stay free there; a backup that would use them is stopped before its guest notices." default:"512"`
+	RunDir         string `help:"Folder for sockets and mount points (a short path)." default:"/run/nasfleet"`
+	StateDir       string `help:"Folder for the host's key and journal." default:"/var/lib/nasfleet"`
 
+	LUKSIterTime time.Duration `name:"luks-iter-time" help:"How long one guess at the passphrase of a new backup takes on this machine: what protects a weak one, and is paid for each disk of each backup, verify and restore." default:"1s"`
 	MountTimeout time.Duration `help:"How long one mount or unmount may take." default:"30s"`
 	RetryDelay   time.Duration `help:"Wait before the second attempt at a job; it doubles with each." default:"10s"`
 	Grace        time.Duration `help:"How long running jobs have to end at SIGTERM." default:"30s"`
@@ -78,12 +79,10 @@ func (s *settings) Validate() error {
 
 // checkLabel is that of messages without its code, which is for commands.
 func checkLabel(what, name string) error {
-	err := messages.CheckLabel(what, name)
-	var coded *messages.Error
-	if errors.As(err, &coded) {
-		return coded.Err
+	if err := messages.CheckLabel(what, name); err != nil {
+		return errors.New(plain(err))
 	}
-	return err
+	return nil
 }
 
 func (s *settings) checkAddresses() error {

@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// tryTimeout bounds one try to reach what the worker waits for.
-	tryTimeout = 10 * time.Second
+	// tryTimeout bounds one try to reach what the worker waits for. NATS does not answer a
+	// request that it denies; bus can tell that from other silence for ten seconds.
+	tryTimeout = 5 * time.Second
 	// tryPause lies between two tries.
 	tryPause = time.Second
 )

@@ -16,7 +16,7 @@ func newParser(c *cli, stdout, stderr io.Writer) (*kong.Kong, error) {
 	return kong.New(c,
 		kong.Name("publisher"), kong.Description(description), kong.Writers(stdout, stderr),
 		flagfile.Option(), kong.DefaultEnvars("NASFLEET"),
-		kong.Vars{"default_nats": bus.DefaultURL},
+		kong.Vars{"default_nats": bus.DefaultURL, "version": version},
 		kong.NamedMapper("quiesce", kong.MapperFunc(decodeQuiesce)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 	)

@@ -28,6 +28,9 @@ the name of its command, or at the top for every command that has it.
 Exit codes: 0 done, 1 the job failed, 2 wrong usage, 3 NATS not reachable or access refused,
 4 no such thing, 130 interrupted (a job that was followed goes on).`
 
+// version is set by the linker.
+var version = "dev"
+
 // cli is the command line; kong reads its tags.
 type cli struct {
 	connection
@@ -45,11 +48,12 @@ type cli struct {
 
 // connection is what all commands have in common.
 type connection struct {
-	Config   kong.ConfigFlag `help:"YAML file with settings." placeholder:"FILE" env:"-"`
-	NATS     string          `name:"nats" help:"NATS server, or several separated by commas. Default: that of --context, or else ${default_nats}." placeholder:"URL"`
-	Context  string          `help:"Context of the nats CLI: its name or its file." placeholder:"NAME"`
-	Creds    string          `help:"NATS credentials file." placeholder:"FILE"`
-	LogLevel string          `help:"What is logged to standard error: ${enum}." enum:"debug,info,warn,error" default:"warn"`
+	Config   kong.ConfigFlag  `help:"YAML file with settings." placeholder:"FILE" env:"-"`
+	NATS     string           `name:"nats" help:"NATS server, or several separated by commas. Default: that of --context, or else ${default_nats}." placeholder:"URL"`
+	Context  string           `help:"Context of the nats CLI: its name or its file." placeholder:"NAME"`
+	Creds    string           `help:"NATS credentials file." placeholder:"FILE"`
+	Version  kong.VersionFlag `help:"Print the version."`
+	LogLevel string           `help:"What is logged to standard error: ${enum}." enum:"debug,info,warn,error" default:"warn"`
 }
 
 // app is what a command runs with.

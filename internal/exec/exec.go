@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -29,6 +31,8 @@ type Config struct {
 	ScratchReserve int64
 	// StorageDaemon and QEMUImg are the programs to run; empty means the usual names in PATH.
 	StorageDaemon, QEMUImg string
+	// LUKSIterTime is how long one guess at a passphrase takes; 0 means storaged.DefaultIterTime.
+	LUKSIterTime time.Duration
 	// MountTimeout bounds one mount or unmount.
 	MountTimeout time.Duration
 	// Key opens the passphrases that were sealed for this host.
@@ -44,14 +48,20 @@ type Executor struct{ cfg Config }
 
 // New checks the folders and returns an Executor.
 func New(cfg Config) (*Executor, error) {
-	if len(cfg.RunDir) > maxRunDir {
-		return nil, fmt.Errorf("run folder %s: the path has more than %d bytes", cfg.RunDir, maxRunDir)
-	}
-	for _, dir := range []string{cfg.RunDir, cfg.ScratchDir} {
+	for _, dir := range []*string{&cfg.RunDir, &cfg.ScratchDir} {
+		// libvirt wants absolute paths, and a killed attempt's backup job is known by its path.
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return nil, fmt.Errorf("find a folder of the worker: %w", err)
+		}
+		*dir = abs
 		// Traversable, because an unprivileged QEMU has to reach its socket and scratch below.
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+		if err := os.MkdirAll(abs, 0o711); err != nil {
 			return nil, fmt.Errorf("make a folder of the worker: %w", err)
 		}
+	}
+	if len(cfg.RunDir) > maxRunDir {
+		return nil, fmt.Errorf("run folder %s: the path has more than %d bytes", cfg.RunDir, maxRunDir)
 	}
 	return &Executor{cfg: cfg}, nil
 }
@@ -82,13 +92,21 @@ type Outcome struct {
 }
 
 // Run does one job. An error carries a code (messages.CodeOf); after it nothing of the job is
-// left: no mount, no libvirt job, no process, no partial backup. When ctx ends, the error is its cause.
+// left: no mount, no libvirt job, no process, no partial backup. When ctx ends, the error is its
+// cause. A panic in the job is an error of CodeInternal: it costs the job and not the worker.
 func (e *Executor) Run(ctx context.Context, cmd messages.Command, r Reporter) (Outcome, error) {
 	ws, err := e.open(cmd.Head().JobID)
 	if err != nil {
 		return Outcome{}, err
 	}
-	out, err := e.run(ctx, ws, cmd, r)
+	var out Outcome
+	err = safely(func() (err error) {
+		out, err = e.run(ctx, ws, cmd, r)
+		return err
+	})
+	if p := new(panicError); errors.As(err, &p) {
+		e.cfg.Log.Error().Err(p).Str("job", ws.job).Bytes("stack", p.stack).Msg("a defect in the job")
+	}
 	if cerr := ws.close(); cerr != nil {
 		e.cfg.Log.Warn().Err(cerr).Str("job", ws.job).Msg("leftovers of the job")
 	}
@@ -116,6 +134,24 @@ func (e *Executor) run(ctx context.Context, ws *workspace, cmd messages.Command,
 		return e.list(ctx, ws, cmd, r)
 	}
 	return Outcome{}, messages.Errorf(messages.CodeInvalidMessage, "no way to run a %T", cmd)
+}
+
+// panicError is what a panic becomes. The stack is for the log alone.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (p *panicError) Error() string { return fmt.Sprintf("panic: %v", p.value) }
+
+// safely calls f and turns a panic into an error, so that the job is cleaned up.
+func safely(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = messages.EnsureCode(messages.CodeInternal, &panicError{v, debug.Stack()})
+		}
+	}()
+	return f()
 }
 
 // passphrase opens the sealed passphrase of a command; nil if there is none.

@@ -74,7 +74,7 @@ func each[D any](ctx context.Context, disks []D, f func(context.Context, D) erro
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(disksAtOnce)
 	for _, d := range disks {
-		g.Go(func() error { return f(ctx, d) })
+		g.Go(func() error { return safely(func() error { return f(ctx, d) }) })
 	}
 	return g.Wait()
 }
@@ -86,7 +86,10 @@ func watched(ctx context.Context, check, work func(context.Context) error) error
 	defer cancel(nil)
 	var result error
 	done := make(chan struct{})
-	go func() { defer close(done); result = work(ctx) }()
+	go func() {
+		defer close(done)
+		result = safely(func() error { return work(ctx) })
+	}()
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {

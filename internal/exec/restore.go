@@ -43,6 +43,11 @@ type restoreTarget struct {
 	// path is what the disk will be; tmp is the new file that becomes it at the end, "" where an
 	// existing disk is overwritten in place.
 	path, tmp, format string
+
+	// The rest is there once the disk is open.
+	stored     storedDisk
+	check      *digest.Reader
+	from, into *storaged.Daemon
 }
 
 // restore does a RestoreBackup. The digests taken with the backup are compared on the way: a
@@ -124,7 +129,7 @@ func (t *restoring) aimAtDir(disks []repository.Disk) error {
 	for _, d := range disks {
 		to := &restoreTarget{disk: d, format: format}
 		to.path = filepath.Join(t.cmd.ToDir, d.Name+"."+format)
-		to.tmp = filepath.Join(t.cmd.ToDir, fmt.Sprintf(".%s.%s.%s.partial", d.Name, format, t.ws.job))
+		to.tmp = filepath.Join(t.cmd.ToDir, "."+d.Name+"."+format+unfinishedSuffix(t.ws.job))
 		if err := t.mayReplace(to.path); err != nil {
 			return err
 		}
@@ -141,6 +146,9 @@ func (t *restoring) aimAtDir(disks []repository.Disk) error {
 	}
 	return nil
 }
+
+// unfinishedSuffix ends the name of a file that a job restores.
+func unfinishedSuffix(job string) string { return "." + job + ".partial" }
 
 // mayReplace refuses a file that exists, unless forced; and one that a VM has open in any case.
 func (t *restoring) mayReplace(path string) error {
@@ -243,12 +251,20 @@ func (t *restoring) domain(ctx context.Context) (string, error) {
 	return rewritten, nil
 }
 
+// copy opens every disk on both sides before it writes to the first: what is wrong with one of
+// them is found while a VM's other disks are still what they were.
 func (t *restoring) copy(ctx context.Context) error {
 	stored, err := storedDisks(ctx, t.backup, t.disks())
 	if err != nil {
 		return err
 	}
-	return each(ctx, stored, func(ctx context.Context, d storedDisk) error { return t.copyDisk(ctx, d, t.to[d.index]) })
+	for i, d := range stored {
+		t.to[i].stored = d
+	}
+	if err := each(ctx, t.to, t.open); err != nil {
+		return err
+	}
+	return each(ctx, t.to, t.copyDisk)
 }
 
 func (t *restoring) disks() []repository.Disk {
@@ -259,39 +275,46 @@ func (t *restoring) disks() []repository.Disk {
 	return disks
 }
 
-func (t *restoring) copyDisk(ctx context.Context, d storedDisk, to *restoreTarget) error {
-	check, err := digest.Open(d.digests, t.keys.digests)
-	if err != nil {
-		return fmt.Errorf("disk %s: its digests: %w", d.name, err)
+// open opens one disk of the backup, and what it is restored to.
+func (t *restoring) open(ctx context.Context, to *restoreTarget) (err error) {
+	d := to.stored
+	if to.check, err = d.openDigests(t.keys.digests); err != nil {
+		return err
 	}
-	defer func() { _ = check.Close() }()
-	from, err := t.ws.daemon(ctx, fmt.Sprintf("src%d", d.index))
+	t.ws.onClose("digests", func(context.Context) error { return to.check.Close() })
+	if to.from, err = t.ws.daemon(ctx, fmt.Sprintf("src%d", d.index)); err != nil {
+		return err
+	}
+	if err := to.from.OpenBackup(ctx, d.name, storaged.Backup{Path: d.path, Passphrase: t.keys.pass.Bytes()}); err != nil {
+		return err
+	}
+	// The manifest, the digests and the image come from the repository: they must agree.
+	size, err := exportSize(ctx, to.from.Socket(), d.name)
 	if err != nil {
 		return err
 	}
-	into, err := t.ws.daemon(ctx, fmt.Sprintf("dst%d", d.index))
-	if err != nil {
-		return err
+	if size != d.size {
+		return messages.Errorf(messages.CodeBackupCorrupt, "disk %s: its image has %d bytes, the manifest says %d", d.name, size, d.size)
 	}
-	if err := from.OpenBackup(ctx, d.name, storaged.Backup{Path: d.path, Passphrase: t.keys.pass.Bytes()}); err != nil {
+	if to.into, err = t.ws.daemon(ctx, fmt.Sprintf("dst%d", d.index)); err != nil {
 		return err
 	}
 	if to.tmp != "" {
-		err = into.CreateDisk(ctx, d.name, storaged.NewDisk{Path: to.tmp, Format: to.format, Size: d.size})
-	} else {
-		err = t.openExisting(ctx, into, to)
+		return to.into.CreateDisk(ctx, d.name, storaged.NewDisk{Path: to.tmp, Format: to.format, Size: d.size})
 	}
-	if err != nil {
-		return err
-	}
-	_, err = runLane(ctx, lane{
-		name: d.name, src: endpoint{from.Socket(), d.name}, dst: endpoint{into.Socket(), d.name},
-		size: d.size, limiter: t.limiter, check: check, zeroHoles: to.tmp == "", report: t.r,
+	return t.openExisting(ctx, to.into, to)
+}
+
+func (t *restoring) copyDisk(ctx context.Context, to *restoreTarget) error {
+	d := to.stored
+	_, err := runLane(ctx, lane{
+		name: d.name, src: endpoint{to.from.Socket(), d.name}, dst: endpoint{to.into.Socket(), d.name},
+		size: d.size, limiter: t.limiter, check: to.check, zeroHoles: to.tmp == "", report: t.r,
 	})
 	if err != nil {
 		return mismatch(messages.CodeBackupCorrupt, d.name, undecodable(ctx, d.path, err))
 	}
-	return errors.Join(into.CloseExport(ctx, d.name), into.Stop(), from.Stop())
+	return errors.Join(to.into.CloseExport(ctx, d.name), to.into.Stop(), to.from.Stop())
 }
 
 // openExisting opens a disk to overwrite it. Its lock keeps the VM from being started meanwhile.
@@ -314,13 +337,9 @@ func (t *restoring) settle(to *restoreTarget) error {
 	if to.tmp == "" {
 		return nil
 	}
-	var flags uint = unix.RENAME_NOREPLACE
-	if t.cmd.Force {
-		flags = 0
-	}
-	if err := unix.Renameat2(unix.AT_FDCWD, to.tmp, unix.AT_FDCWD, to.path, flags); err != nil {
+	if err := rename(to.tmp, to.path, t.cmd.Force); err != nil {
 		code := messages.CodeTargetWriteFailed
-		if errors.Is(err, unix.EEXIST) {
+		if errors.Is(err, fs.ErrExist) {
 			code = messages.CodeTargetExists
 		}
 		return messages.Errorf(code, "name the restored disk %s: %w", to.path, err)
@@ -330,4 +349,32 @@ func (t *restoring) settle(to *restoreTarget) error {
 		return messages.Errorf(messages.CodeTargetWriteFailed, "sync the folder: %w", err)
 	}
 	return messages.EnsureCode(messages.CodeTargetWriteFailed, errors.Join(dir.Sync(), dir.Close()))
+}
+
+// rename gives a file a name, which only with replace may be taken.
+func rename(from, to string, replace bool) error {
+	if replace {
+		return os.Rename(from, to)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return renameByLink(from, to)
+	}
+	return err
+}
+
+// renameByLink is for NFS and sshfs, which know no RENAME_NOREPLACE: a link takes no name that is
+// taken either. Where there are no links the name is looked at before.
+func renameByLink(from, to string) error {
+	err := os.Link(from, to)
+	if err == nil {
+		return os.Remove(from)
+	}
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, fs.ErrExist)
+	}
+	return os.Rename(from, to)
 }

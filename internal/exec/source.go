@@ -69,6 +69,10 @@ func (e *Executor) source(ctx context.Context, cmd *messages.TakeBackup) (source
 		}
 	}
 	if dom.State != hypervisor.Stopped {
+		// Before anything that may fail: its scratch file grows with what the guest writes.
+		if err := e.endLeftover(ctx, cmd.VM, cmd.JobID); err != nil {
+			return nil, err
+		}
 		return newRunningSource(e, dom, cmd.Quiesce), nil
 	}
 	return newStoppedSource(e, dom)

@@ -2,8 +2,10 @@ package exec
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -68,8 +70,9 @@ func sniff(path string) (string, error) {
 	if err != nil {
 		return "", messages.Errorf(messages.CodeDiskNotFound, "image: %w", err)
 	}
-	if info.IsDir() {
-		return "", messages.Errorf(messages.CodeDiskUnsupported, "image %s is a folder", path)
+	// Looked at first: to open a pipe can take forever.
+	if mode := info.Mode(); !mode.IsRegular() && mode.Type() != fs.ModeDevice {
+		return "", messages.Errorf(messages.CodeDiskUnsupported, "image %s is neither a regular file nor a block device", path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -77,10 +80,14 @@ func sniff(path string) (string, error) {
 	}
 	defer func() { _ = f.Close() }()
 	magic := make([]byte, 4)
-	if _, err := io.ReadFull(f, magic); err == nil && string(magic) == "QFI\xfb" {
-		return "qcow2", nil
+	// A short image is raw; one that cannot be read is not known to be.
+	if _, err := io.ReadFull(f, magic); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", messages.Errorf(messages.CodeSourceReadFailed, "image: %w", err)
 	}
-	return "raw", nil
+	if string(magic) == "QFI\xfb" {
+		return storaged.FormatQcow2, nil
+	}
+	return storaged.FormatRaw, nil
 }
 
 func (s *offlineSource) prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error) {
@@ -99,6 +106,10 @@ func (s *offlineSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 		d.socket, d.export = s.daemon.Socket(), d.name
 		if d.size, err = exportSize(ctx, d.socket, d.export); err != nil {
 			return nil, err
+		}
+		if d.size == 0 {
+			return nil, messages.Errorf(messages.CodeDiskUnsupported, "disk %s (%s) is empty", d.name, d.path).
+				WithHint("Check that the path names the disk: there is nothing in it to back up.")
 		}
 	}
 	return s.disks, nil
@@ -120,7 +131,7 @@ func (s *offlineSource) begin(context.Context, *workspace) (moment, error) {
 // check notices a VM that was started and a disk that was written during the copy.
 func (s *offlineSource) check(ctx context.Context) error {
 	if s.dom != nil {
-		state, err := s.e.cfg.Hypervisor.State(ctx, s.dom.Name)
+		state, err := s.e.state(ctx, s.dom.Name)
 		if err != nil {
 			return err
 		}

@@ -17,6 +17,12 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
+// The socket of a running VM's export is <run folder>/<job>/src/nbd.sock. It tells whose a backup job is.
+const (
+	sourceFolder = "src"
+	sourceSocket = "nbd.sock"
+)
+
 // runningSource reads the disks of a running VM by libvirt's backup-begin in pull mode: its QEMU
 // exports them as they were at one moment, and copies what the guest overwrites to scratch files.
 type runningSource struct {
@@ -34,44 +40,29 @@ func newRunningSource(e *Executor, dom hypervisor.Domain, q messages.Quiesce) *r
 }
 
 func (s *runningSource) prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error) {
-	if err := s.endLeftover(ctx); err != nil {
-		return nil, err
-	}
-	s.dir, s.scratch = filepath.Join(ws.dir, "src"), filepath.Join(s.e.cfg.ScratchDir, ws.job)
+	s.dir, s.scratch = filepath.Join(ws.dir, sourceFolder), filepath.Join(s.e.cfg.ScratchDir, ws.job)
 	if err := os.RemoveAll(s.scratch); err != nil {
 		return nil, messages.Errorf(messages.CodeInternal, "remove an earlier attempt's scratch: %w", err)
 	}
 	ws.onClose("scratch files", func(context.Context) error { return os.RemoveAll(s.scratch) })
+	if err := s.checkScratch(); err != nil {
+		return nil, err
+	}
 	for _, dir := range []string{s.dir, s.scratch} {
 		if err := s.dom.PrepareDir(dir); err != nil {
 			return nil, err
 		}
 	}
-	if err := s.checkScratch(); err != nil {
-		return nil, err
-	}
 	for _, d := range s.dom.Disks {
+		if d.SizeBytes == 0 {
+			return nil, messages.Errorf(messages.CodeSourceReadFailed, "libvirt does not tell the size of disk %s", d.Target)
+		}
 		s.disks = append(s.disks, sourceDisk{
 			name: d.Target, size: d.SizeBytes, path: d.Path, format: d.Format, encrypted: d.Encrypted,
-			socket: filepath.Join(s.dir, "nbd.sock"), export: d.Target,
+			socket: filepath.Join(s.dir, sourceSocket), export: d.Target,
 		})
 	}
 	return s.disks, nil
-}
-
-// endLeftover ends the backup job of an attempt whose worker was killed. No two jobs of this
-// worker work on one VM, so a job with a socket below our folder is nobody's; another's is left alone.
-func (s *runningSource) endLeftover(ctx context.Context) error {
-	job, err := s.e.cfg.Hypervisor.BackupJob(ctx, s.dom.Name)
-	if err != nil || !job.Running || !strings.HasPrefix(job.Socket, s.e.cfg.RunDir+"/") {
-		return err
-	}
-	s.e.cfg.Log.Warn().Str("vm", s.dom.Name).Str("socket", job.Socket).Msg("ends the backup job of a killed attempt")
-	if err := s.e.cfg.Hypervisor.EndBackup(ctx, s.dom.Name, job.Socket); err != nil {
-		return err
-	}
-	old := filepath.Base(filepath.Dir(filepath.Dir(job.Socket)))
-	return errors.Join(os.RemoveAll(filepath.Join(s.e.cfg.ScratchDir, old)), os.RemoveAll(filepath.Join(s.e.cfg.RunDir, old)))
 }
 
 func (s *runningSource) begin(ctx context.Context, ws *workspace) (moment, error) {
@@ -100,7 +91,11 @@ func (s *runningSource) check(ctx context.Context) error {
 	if err := s.checkScratch(); err != nil {
 		return err
 	}
-	state, err := s.e.cfg.Hypervisor.State(ctx, s.dom.Name)
+	state, err := s.e.state(ctx, s.dom.Name)
+	if messages.CodeOf(err) == messages.CodeHypervisorDown && ctx.Err() == nil {
+		// The export is QEMU's and outlives a libvirtd that restarts; without QEMU reading it fails.
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -126,7 +121,10 @@ func (s *runningSource) end(ctx context.Context) error {
 	if !s.begun {
 		return nil
 	}
-	if err := s.e.cfg.Hypervisor.EndBackup(ctx, s.dom.Name, s.disks[0].socket); err != nil {
+	err := untilReachable(ctx, func(ctx context.Context) error {
+		return s.e.cfg.Hypervisor.EndBackup(ctx, s.dom.Name, s.disks[0].socket)
+	})
+	if err != nil {
 		return err
 	}
 	s.begun = false

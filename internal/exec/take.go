@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -186,9 +187,20 @@ func (t *taking) copyAll(ctx context.Context) error {
 				name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{d.target.Socket(), d.name},
 				size: d.size, limiter: t.limiter, digests: d.digests, report: t.r,
 			})
-			return err
+			return ownTrouble(err)
 		})
 	})
+}
+
+// ownTrouble tells the digests, which are files of the worker's run folder, from the target: a
+// full run folder is none of the repository's business. NBD errors name no path.
+func ownTrouble(err error) error {
+	var own *fs.PathError
+	if !errors.As(err, &own) {
+		return err
+	}
+	return messages.Errorf(messages.CodeInternal, "%w", err).
+		WithHint("Give the worker's run folder more room: it takes 16 bytes for each MiB of the disks under way.")
 }
 
 // verify reads everything back from the repository.

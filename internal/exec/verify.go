@@ -117,6 +117,9 @@ func (k *keys) wipe() {
 func storedDisks(ctx context.Context, b *repository.Backup, from []repository.Disk) ([]storedDisk, error) {
 	var disks []storedDisk
 	for i, d := range from {
+		if d.DigestsFile == "" || d.VirtualBytes == 0 {
+			return nil, messages.Errorf(messages.CodeBackupCorrupt, "disk %s has no digests or no size in the manifest", d.Name)
+		}
 		path, err := b.Path(ctx, d.File)
 		if err != nil {
 			return nil, err
@@ -128,6 +131,19 @@ func storedDisks(ctx context.Context, b *repository.Backup, from []repository.Di
 		disks = append(disks, storedDisk{index: i, name: d.Name, path: path, digests: digests, size: d.VirtualBytes})
 	}
 	return disks, nil
+}
+
+// openDigests opens a disk's digests, which must be those of a disk of its size.
+func (d storedDisk) openDigests(key []byte) (*digest.Reader, error) {
+	r, err := digest.Open(d.digests, key)
+	if err != nil {
+		return nil, messages.EnsureCode(messages.CodeBackupCorrupt, fmt.Errorf("disk %s: its digests: %w", d.name, err))
+	}
+	if r.Size() != d.size {
+		_ = r.Close()
+		return nil, messages.Errorf(messages.CodeBackupCorrupt, "disk %s: its digests are of %d bytes, the disk has %d", d.name, r.Size(), d.size)
+	}
+	return r, nil
 }
 
 // readBack reads every byte of a backup from the repository: the qcow2's own metadata with
@@ -147,14 +163,11 @@ func (e *Executor) readBack(ctx context.Context, ws *workspace, disks []storedDi
 }
 
 func (e *Executor) readDisk(ctx context.Context, ws *workspace, disk storedDisk, k keys, limiter *copier.Limiter, r Reporter) (int64, error) {
-	check, err := digest.Open(disk.digests, k.digests)
+	check, err := disk.openDigests(k.digests)
 	if err != nil {
-		return 0, messages.EnsureCode(messages.CodeBackupCorrupt, fmt.Errorf("disk %s: its digests: %w", disk.name, err))
+		return 0, err
 	}
 	defer func() { _ = check.Close() }()
-	if check.Size() != disk.size {
-		return 0, messages.Errorf(messages.CodeBackupCorrupt, "disk %s: its digests are of %d bytes, the disk has %d", disk.name, check.Size(), disk.size)
-	}
 	d, err := ws.daemon(ctx, fmt.Sprintf("check%d", disk.index))
 	if err != nil {
 		return 0, err
@@ -185,7 +198,8 @@ func (e *Executor) readDisk(ctx context.Context, ws *workspace, disk storedDisk,
 // be read to its end, its storage is well and its content is not.
 func undecodable(ctx context.Context, path string, err error) error {
 	var e *nbd.Error
-	if !errors.As(err, &e) || e.Errno != unix.EIO || ctx.Err() != nil {
+	// Of a restore, the target can fail with EIO as well.
+	if messages.CodeOf(err) != messages.CodeSourceReadFailed || !errors.As(err, &e) || e.Errno != unix.EIO || ctx.Err() != nil {
 		return err
 	}
 	f, oerr := os.Open(path)

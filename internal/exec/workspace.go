@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
@@ -17,6 +20,9 @@ import (
 // maxRunDir leaves room below the run folder for /<job id>/<daemon>, which is a storage daemon's
 // folder and bounded by the length of a unix socket's path (see storaged.Config).
 const maxRunDir = 48
+
+// mountFolder is the job's mount point, in its folder.
+const mountFolder = "mnt"
 
 // undoTimeout bounds each step of the cleaning up. The steps have bounds of their own, far
 // shorter; this one is for what nobody foresaw.
@@ -41,14 +47,39 @@ type undoStep struct {
 // open makes the job's folder. What a killed attempt left in it is removed.
 func (e *Executor) open(job string) (*workspace, error) {
 	ws := &workspace{e: e, job: job, dir: filepath.Join(e.cfg.RunDir, job)}
-	if err := os.RemoveAll(ws.dir); err != nil {
+	// What is still mounted there is busy: repository.Open takes it away.
+	if err := removeFolder(ws.dir); err != nil && !errors.Is(err, unix.EBUSY) {
 		return nil, messages.Errorf(messages.CodeInternal, "remove what an earlier attempt left: %w", err)
 	}
-	if err := os.Mkdir(ws.dir, 0o711); err != nil {
+	if err := os.MkdirAll(ws.dir, 0o711); err != nil {
 		return nil, messages.Errorf(messages.CodeInternal, "make the job's folder: %w", err)
 	}
-	ws.onClose("the job's folder", func(context.Context) error { return os.RemoveAll(ws.dir) })
+	ws.onClose("the job's folder", func(context.Context) error { return removeFolder(ws.dir) })
 	return ws, nil
+}
+
+// removeFolder removes a job's folder. It never goes below the mount point: if a repository is
+// still mounted there, what is below are other jobs' backups.
+func removeFolder(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		remove := os.RemoveAll
+		if e.Name() == mountFolder {
+			remove = os.Remove
+		}
+		errs = append(errs, remove(filepath.Join(dir, e.Name())))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return os.Remove(dir)
 }
 
 // onClose adds a step to the cleaning up. A step must be safe when its work is done already. It
@@ -65,7 +96,7 @@ func (ws *workspace) close() error {
 	for i := len(ws.undo) - 1; i >= 0; i-- {
 		step := ws.undo[i]
 		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-		if err := step.do(ctx); err != nil {
+		if err := safely(func() error { return step.do(ctx) }); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", step.what, err))
 		}
 		cancel()
@@ -90,7 +121,9 @@ func (ws *workspace) daemon(ctx context.Context, name string) (*storaged.Daemon,
 	if err != nil {
 		return nil, err
 	}
-	d, err := storaged.Start(ctx, storaged.Config{Binary: ws.e.cfg.StorageDaemon, Dir: dir, Log: ws.e.cfg.Log})
+	d, err := storaged.Start(ctx, storaged.Config{
+		Binary: ws.e.cfg.StorageDaemon, Dir: dir, IterTime: ws.e.cfg.LUKSIterTime, Log: ws.e.cfg.Log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +134,7 @@ func (ws *workspace) daemon(ctx context.Context, name string) (*storaged.Daemon,
 // repository mounts a repository for as long as the job lasts.
 func (ws *workspace) repository(ctx context.Context, spec messages.Repository) (*repository.Repository, error) {
 	repo, err := repository.Open(ctx, spec, repository.Options{
-		MountDir: filepath.Join(ws.dir, "mnt"),
+		MountDir: filepath.Join(ws.dir, mountFolder),
 		Timeout:  ws.e.cfg.MountTimeout,
 		Log:      ws.e.cfg.Log,
 	})

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -20,13 +21,18 @@ const (
 	host = "h1"
 )
 
-// fakeQueue hands out what a test puts in.
-type fakeQueue struct{ c chan Delivery }
+// fakeQueue hands out what a test puts in. It is gone for good once gone is closed.
+type fakeQueue struct {
+	c    chan Delivery
+	gone chan struct{}
+}
 
 func (q *fakeQueue) Next(ctx context.Context) (Delivery, error) {
 	select {
 	case d := <-q.c:
 		return d, nil
+	case <-q.gone:
+		return nil, errors.New("the queue is gone")
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -79,8 +85,8 @@ type fakeOutbox struct {
 	progress int
 	hosts    []messages.HostInfo
 	gone     bool
-	// fail makes PublishEvent fail for final events.
-	fail error
+	// fail makes PublishEvent fail for final events, away for all.
+	fail, away error
 }
 
 func newOutbox() *fakeOutbox { return &fakeOutbox{catalog: map[string]messages.CatalogEntry{}} }
@@ -88,6 +94,9 @@ func newOutbox() *fakeOutbox { return &fakeOutbox{catalog: map[string]messages.C
 func (o *fakeOutbox) PublishEvent(_ context.Context, e messages.Event) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.away != nil {
+		return o.away
+	}
 	if o.fail != nil && e.Kind.Final() {
 		return o.fail
 	}
@@ -172,13 +181,37 @@ func (f fakeExecutor) Run(ctx context.Context, c messages.Command, r exec.Report
 	return f(ctx, c, r)
 }
 
+func (f fakeExecutor) CleanUp(context.Context, messages.Command) error { return nil }
+
+// cleaner notes whose leftovers it was told to clean up.
+type cleaner struct {
+	fakeExecutor
+	mu  sync.Mutex
+	ids []string
+}
+
+func (c *cleaner) CleanUp(_ context.Context, cmd messages.Command) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ids = append(c.ids, cmd.Head().JobID)
+	return nil
+}
+
+func (c *cleaner) cleaned() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ids
+}
+
 // rig is a worker between fakes.
 type rig struct {
-	t     *testing.T
-	queue *fakeQueue
-	out   *fakeOutbox
-	stop  context.CancelFunc
-	ended chan error
+	t      *testing.T
+	queue  *fakeQueue
+	out    *fakeOutbox
+	exec   *cleaner
+	worker *Worker
+	stop   context.CancelFunc
+	ended  chan error
 }
 
 // start runs a worker; the test's end stops it.
@@ -188,11 +221,12 @@ func start(t *testing.T, cfg Config, f fakeExecutor) *rig {
 	if cfg.StateDir == "" {
 		cfg.StateDir = t.TempDir()
 	}
-	r := &rig{t: t, queue: &fakeQueue{c: make(chan Delivery, 16)}, out: newOutbox(), ended: make(chan error, 1)}
-	w, err := New(cfg, r.queue, r.out, f)
+	r := &rig{t: t, queue: &fakeQueue{c: make(chan Delivery, 16)}, out: newOutbox(), exec: &cleaner{fakeExecutor: f}, ended: make(chan error, 1)}
+	w, err := New(cfg, r.queue, r.out, r.exec)
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.worker = w
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
 	go func() { r.ended <- w.Run(ctx); close(r.ended) }()

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -43,12 +44,14 @@ func (w *Worker) handle(jobs, words context.Context, d Delivery) {
 	if j.over() {
 		return
 	}
-	if j.attempt, err = w.journal.begin(j.id); err != nil {
+	rec, err := w.journal.begin(j.id)
+	if err != nil {
 		j.log.Error().Err(err).Msg("write the journal")
 		j.settle(j.d.retry(w.cfg.RetryDelay))
 		return
 	}
-	j.run(jobs)
+	j.attempt = rec.Attempts
+	j.run(jobs, rec.Done)
 }
 
 // over says whether the job has ended before, and acknowledges its command if so: it was
@@ -70,31 +73,58 @@ func (j *job) over() bool {
 	return true
 }
 
-func (j *job) run(jobs context.Context) {
+// run makes an attempt. What an earlier one has done and could not report is reported.
+func (j *job) run(jobs context.Context, done *result) {
 	j.log = j.log.With().Int("attempt", j.attempt).Str("type", string(j.cmd.Head().Type)).Str("vm", j.cmd.Target()).Logger()
 	ctx, stop := context.WithCancel(jobs)
 	alive := j.keepAlive(ctx)
+	defer func() { stop(); <-alive }()
+	if done != nil {
+		j.log.Info().Msg("was done by an earlier worker")
+		j.finish(*done, nil)
+		return
+	}
 	j.log.Info().Msg("accepted")
 	err := j.publish(j.event(messages.KindAccepted))
-	var out exec.Outcome
-	p := newProgress(j)
-	if err == nil && j.attempt > j.cmd.Head().MaxAttempts() {
-		err = messages.Errorf(messages.CodeInternal, "the worker died in each of %d attempts", j.attempt-1)
-	} else if err == nil {
-		p.start(ctx)
-		out, err = j.w.exec.Run(ctx, j.cmd, p)
-		p.stop()
+	if err != nil && j.words.Err() != nil {
+		// The worker stops and nothing was begun: no attempt is spent, and the command comes back.
+		j.w.journal.giveBack(j.id)
+		return
 	}
-	j.finish(out, err)
-	stop()
-	<-alive
+	var res result
+	if err == nil {
+		res, err = j.try(ctx)
+	}
+	j.finish(res, err)
+}
+
+// try does the job, or cleans up where all attempts are spent.
+func (j *job) try(ctx context.Context) (result, error) {
+	if j.attempt > j.cmd.Head().MaxAttempts() {
+		if err := j.w.exec.CleanUp(ctx, j.cmd); err != nil {
+			j.log.Warn().Err(err).Msg("clean up after killed attempts")
+		}
+		return result{}, messages.Errorf(messages.CodeInternal, "none of %d attempts came to an end: the worker died", j.attempt-1)
+	}
+	p := newProgress(j)
+	p.start(ctx)
+	out, err := j.w.exec.Run(ctx, j.cmd, p)
+	res := result{Outcome: out, Verified: p.stop()}
+	if err != nil {
+		return res, err
+	}
+	// Not every job can be done twice: what was deleted is not found, what was restored exists.
+	if jerr := j.w.journal.done(j.id, j.attempt, res); jerr != nil {
+		j.log.Error().Err(jerr).Msg("write the journal")
+	}
+	return res, nil
 }
 
 // finish stores what the attempt's end means and then lets go of the command, in this order: a
 // crash in between makes the job report again, never go missing.
-func (j *job) finish(out exec.Outcome, err error) {
+func (j *job) finish(res result, err error) {
 	d := decide(err, j.attempt, j.cmd.Head().MaxAttempts(), j.w.cfg.RetryDelay)
-	j.w.cfg.Metrics.observe(j, d, err, out)
+	j.w.cfg.Metrics.observe(j, d, err, res.Outcome)
 	if d.ends == giveBack {
 		j.log.Info().Msg("given back")
 		j.w.journal.giveBack(j.id)
@@ -102,18 +132,10 @@ func (j *job) finish(out exec.Outcome, err error) {
 		j.settle(j.d.giveBack())
 		return
 	}
-	if err == nil {
-		if cerr := j.updateCatalog(out); cerr != nil {
-			// As below; what was done is found done by the next attempt.
-			j.log.Error().Err(cerr).Msg("the catalog was not updated")
-			return
-		}
-	}
-	ev := j.outcomeEvent(d, out, err)
 	j.log.WithLevel(d.level()).Err(err).Str("kind", string(d.kind)).Dur("took", time.Since(j.started)).Msg("ended")
-	if perr := j.publish(ev); perr != nil {
+	if perr := j.report(d, res, err); perr != nil {
 		// The command stays unacknowledged and comes back; the journal knows the attempt.
-		j.log.Error().Err(perr).Msg("the job's event was not stored")
+		j.log.Error().Err(perr).Msg("the job's end was not stored")
 		return
 	}
 	// Before the command is let go: one that comes back from now on finds the job over.
@@ -128,6 +150,21 @@ func (j *job) finish(out exec.Outcome, err error) {
 		j.settle(j.d.ack(j.words))
 		j.w.journal.end(j.id)
 	}
+}
+
+// report stores the verify result, the catalog's part of an attempt that succeeded, and its event.
+func (j *job) report(d decision, res result, err error) error {
+	if res.Verified != nil {
+		if perr := j.publish(*res.Verified); perr != nil {
+			return fmt.Errorf("the verify result: %w", perr)
+		}
+	}
+	if err == nil {
+		if perr := j.updateCatalog(res.Outcome); perr != nil {
+			return fmt.Errorf("the catalog: %w", perr)
+		}
+	}
+	return j.publish(j.outcomeEvent(d, res.Outcome, err))
 }
 
 // refuse answers a command that cannot be read. It is never delivered again.

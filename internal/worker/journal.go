@@ -9,11 +9,14 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nasfleet/nasfleet/internal/exec"
+	"github.com/nasfleet/nasfleet/messages"
 )
 
-// journal counts the attempts at each job that has not ended. The server's count of deliveries
-// will not do: a command is also delivered when nothing was tried, and a worker that is killed
-// must find that it had begun.
+// journal counts the attempts at each job that has not ended, and keeps what a job has done until
+// that is published. The server's count of deliveries will not do: a command is also delivered when
+// nothing was tried, and a worker that is killed must find that it had begun.
 type journal struct {
 	dir  string
 	lock *os.File
@@ -21,6 +24,15 @@ type journal struct {
 
 type record struct {
 	Attempts int `json:"attempts"`
+	// Done is set once the job has succeeded: it is not done again, only reported.
+	Done *result `json:"done,omitempty"`
+}
+
+// result is what an attempt has to report.
+type result struct {
+	Outcome exec.Outcome `json:"outcome"`
+	// Verified is nil where nothing was read back.
+	Verified *messages.Event `json:"verified,omitempty"`
 }
 
 // openJournal takes the lock of the zone's host: two workers of one name would do each job twice.
@@ -42,14 +54,19 @@ func openJournal(stateDir, zone, host string) (*journal, error) {
 
 func (j *journal) close() { _ = j.lock.Close() }
 
-// begin notes a new attempt and returns its number, from 1.
-func (j *journal) begin(job string) (int, error) {
+// begin notes a new attempt, and returns the record with its number. A job that is done has no other.
+func (j *journal) begin(job string) (record, error) {
 	r, err := j.read(job)
-	if err != nil {
-		return 0, err
+	if err != nil || r.Done != nil {
+		return r, err
 	}
 	r.Attempts++
-	return r.Attempts, j.write(job, r)
+	return r, j.write(job, r)
+}
+
+// done notes what a job has done.
+func (j *journal) done(job string, attempt int, res result) error {
+	return j.write(job, record{Attempts: attempt, Done: &res})
 }
 
 // giveBack takes the last attempt back. A failure costs the job one attempt, no more.
@@ -83,7 +100,12 @@ func (j *journal) write(job string, r record) error {
 		return err
 	}
 	tmp := j.path(job) + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(tmp, j.path(job))

@@ -20,6 +20,8 @@ type progress struct {
 	mu    sync.Mutex
 	phase messages.Phase
 	disks map[string]messages.DiskProgress
+	// verified is to be published when the attempt ends.
+	verified *messages.Event
 }
 
 func newProgress(j *job) *progress {
@@ -43,13 +45,14 @@ func (p *progress) Disk(name string, done, total int64) {
 	p.disks[name] = messages.DiskProgress{Name: name, Done: done, Total: total}
 }
 
-// Verified implements exec.Reporter.
+// Verified implements exec.Reporter. It does not wait for NATS: a backup that was read back is to
+// be committed, whoever can hear of it.
 func (p *progress) Verified(backupID string, v messages.Verification) {
 	ev := p.j.event(messages.KindVerified)
 	ev.BackupID, ev.Verified = backupID, &v
-	if err := p.j.publish(ev); err != nil {
-		p.j.log.Error().Err(err).Msg("the verify result was not stored")
-	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.verified = &ev
 }
 
 func (p *progress) start(ctx context.Context) {
@@ -70,11 +73,14 @@ func (p *progress) start(ctx context.Context) {
 	}()
 }
 
-// stop ends the reports with a last one.
-func (p *progress) stop() {
+// stop ends the reports with a last one, and returns the verify result, or nil.
+func (p *progress) stop() *messages.Event {
 	p.cancel()
 	<-p.done
 	p.publish()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.verified
 }
 
 // publish is not retried: progress that is late is of no use.

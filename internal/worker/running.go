@@ -15,10 +15,12 @@ type running struct {
 	byID map[string]*job
 	// vms maps a VM to the job on it.
 	vms map[string]string
+	// since is when a command began to wait for its VM.
+	since map[string]time.Time
 }
 
 func newRunning() *running {
-	return &running{byID: map[string]*job{}, vms: map[string]string{}}
+	return &running{byID: map[string]*job{}, vms: map[string]string{}, since: map[string]time.Time{}}
 }
 
 // enter admits a job. A command that is at work already was delivered again, because its
@@ -35,16 +37,33 @@ func (r *running) enter(j *job) bool {
 	for _, vm := range worksOn(j.cmd) {
 		if other, busy := r.vms[vm]; busy {
 			j.log.Debug().Str("vm", vm).Str("behind", other).Msg("waits for another job on its vm")
-			j.settle(j.d.retry(j.w.cfg.BusyDelay))
+			j.settle(j.d.retry(busyDelay(r.waited(j.id), j.w.cfg.BusyDelay)))
 			return false
 		}
 	}
+	delete(r.since, j.id)
 	r.byID[j.id] = j
 	for _, vm := range worksOn(j.cmd) {
 		r.vms[vm] = j.id
 	}
 	j.w.cfg.Metrics.running.Inc()
 	return true
+}
+
+// waited returns how long a command has waited for its VM.
+func (r *running) waited(job string) time.Duration {
+	began, waits := r.since[job]
+	if !waits {
+		began = time.Now()
+		r.since[job] = began
+	}
+	return time.Since(began)
+}
+
+// busyDelay is a tenth of the time waited, so that a command that waits for hours is delivered some
+// dozens of times: the queue gives up a command that was delivered too often.
+func busyDelay(waited, first time.Duration) time.Duration {
+	return max(first, min(waited/10, maxRetryDelay))
 }
 
 // worksOn names the VMs that no other job may work on meanwhile.

@@ -54,6 +54,8 @@ type Outbox interface {
 // Executor does a job once; see exec.Executor.
 type Executor interface {
 	Run(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error)
+	// CleanUp ends what killed attempts at a command left, when there is to be no other.
+	CleanUp(context.Context, messages.Command) error
 }
 
 // Config of a Worker. Zero durations mean the defaults.
@@ -71,7 +73,7 @@ type Config struct {
 	// RetryDelay is the wait before the second attempt; it doubles with each, with a jitter, up to
 	// 10 minutes. Default 10 s.
 	RetryDelay time.Duration
-	// BusyDelay is how long a command waits for another one on its VM. Default 2 s.
+	// BusyDelay is how long a command waits at first for another one on its VM. Default 2 s.
 	BusyDelay time.Duration
 	// Grace is how long running jobs have to end when the worker stops. Default 30 s.
 	Grace time.Duration
@@ -137,6 +139,9 @@ func New(cfg Config, queue Queue, out Outbox, executor Executor) (*Worker, error
 // stopped and given back. It returns nil after such a stop, and closes the journal.
 func (w *Worker) Run(ctx context.Context) error {
 	defer w.journal.close()
+	// A queue that is gone for good ends the worker as well.
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	// Jobs outlive ctx by the grace, and their last events outlive the jobs.
 	jobs, stopJobs := context.WithCancelCause(context.WithoutCancel(ctx))
 	words, stopWords := context.WithCancel(context.WithoutCancel(ctx))
@@ -146,6 +151,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { w.announce(ctx, words) })
 	err := w.loop(ctx, jobs, words, &wg)
+	stop()
 
 	done := make(chan struct{})
 	go func() { wg.Wait(); close(done) }()

@@ -230,6 +230,9 @@ func TestAKilledWorkerSpendsItsAttempts(t *testing.T) {
 	if _, how := r.deliver(id, data); how != "term" || r.out.last(id).Error.Code != messages.CodeInternal {
 		t.Errorf("ended by %s with %+v", how, r.out.last(id).Error)
 	}
+	if got := r.exec.cleaned(); !slices.Equal(got, []string{id}) {
+		t.Errorf("cleaned up after %v", got)
+	}
 	if left, _ := filepath.Glob(filepath.Join(state, "*", "*.json")); left != nil {
 		t.Errorf("the journal keeps %v", left)
 	}
@@ -282,8 +285,8 @@ func TestJournalSurvivesATornRecord(t *testing.T) {
 	if err := os.WriteFile(j.path(id), []byte(`{"att`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := j.begin(id); n != 2 || err != nil {
-		t.Errorf("attempt %d, %v", n, err)
+	if r, err := j.begin(id); r.Attempts != 2 || err != nil {
+		t.Errorf("attempt %d, %v", r.Attempts, err)
 	}
 }
 

@@ -28,15 +28,15 @@ type report struct {
 
 // machine says what the figures were measured on, and not which machine it was.
 type machine struct {
-	CPU         string
-	Cores       int
-	MemoryMiB   int64
-	FileSystem  string
-	Kernel      string
-	QEMU        string
-	Libvirt     string
-	LibNBD      string
-	VirtNBDCopy string
+	CPU        string
+	Cores      int
+	MemoryMiB  int64
+	FileSystem string
+	Kernel     string
+	QEMU       string
+	Libvirt    string
+	LibNBD     string
+	VirtNBD    string
 }
 
 // memoryCheck is the peak of hostworker during the backup of a big disk.

@@ -97,6 +97,8 @@ func (w *world) start(t *testing.T) {
 		"--embedded-nats", filepath.Join(w.dir, "nats"), "--listen", "127.0.0.1:0", "--libvirt", w.libvirt,
 		"--run-dir", filepath.Join(w.dir, "run"), "--state-dir", filepath.Join(w.dir, "state"),
 		"--scratch", filepath.Join(w.dir, "scratch"), "--scratch-reserve", "16", "--retry-delay", "200ms",
+		// The passphrases of tests need no protection, and there are many of them.
+		"--luks-iter-time", "10ms",
 	}, w.args...)
 	w.worker = exec.Command(filepath.Join(binDir, "hostworker"), args...)
 	w.worker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -1,0 +1,147 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+const (
+	// stateTimeout bounds a look at a VM: a libvirtd that hangs must not keep a job from watching
+	// its scratch folder.
+	stateTimeout = 5 * time.Second
+	// reachPatience is how long a libvirtd that restarts is waited for, and reachPause lies between two tries.
+	reachPatience = 30 * time.Second
+	reachPause    = time.Second
+)
+
+// CleanUp ends what killed attempts at a command left, when there is to be no other attempt: the
+// backup job in the guest's QEMU, which would fill the scratch folder, the scratch files, the
+// job's folder, an unfinished backup or restore. A backup that was committed stays.
+func (e *Executor) CleanUp(ctx context.Context, cmd messages.Command) error {
+	ws, err := e.open(cmd.Head().JobID)
+	if err != nil {
+		return err
+	}
+	err = safely(func() error { return e.cleanUp(ctx, ws, cmd) })
+	return errors.Join(err, ws.close())
+}
+
+func (e *Executor) cleanUp(ctx context.Context, ws *workspace, cmd messages.Command) error {
+	switch cmd := cmd.(type) {
+	case *messages.TakeBackup:
+		return errors.Join(e.cleanSource(ctx, ws, cmd), e.cleanRepository(ctx, ws, cmd))
+	case *messages.RestoreBackup:
+		return removeUnfinished(cmd.ToDir, ws.job)
+	}
+	return nil
+}
+
+func (e *Executor) cleanSource(ctx context.Context, ws *workspace, cmd *messages.TakeBackup) error {
+	if cmd.VM != "" && e.cfg.Hypervisor != nil {
+		err := e.endLeftover(ctx, cmd.VM, ws.job)
+		if err != nil && messages.CodeOf(err) != messages.CodeVMNotFound {
+			return err
+		}
+	}
+	return os.RemoveAll(filepath.Join(e.cfg.ScratchDir, ws.job))
+}
+
+func (e *Executor) cleanRepository(ctx context.Context, ws *workspace, cmd *messages.TakeBackup) error {
+	repo, err := ws.repository(ctx, cmd.Repository)
+	if err != nil {
+		return err
+	}
+	return repo.Sweep(ctx, repository.Location{BackupPath: cmd.BackupPath, VM: cmd.Target(), ID: ws.job})
+}
+
+// removeUnfinished removes a restore's files that have not got their names.
+func removeUnfinished(dir, job string) error {
+	entries, err := os.ReadDir(dir)
+	if dir == "" || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), ".") && strings.HasSuffix(entry.Name(), unfinishedSuffix(job)) {
+			errs = append(errs, os.Remove(filepath.Join(dir, entry.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// endLeftover ends the backup job of an attempt whose worker was killed. No two jobs of this
+// worker work on one VM, so a job with a socket below our folder is nobody's; another's is left
+// alone. The attempt may have been one at the job that is at work now.
+func (e *Executor) endLeftover(ctx context.Context, vm, now string) error {
+	job, err := e.cfg.Hypervisor.BackupJob(ctx, vm)
+	if err != nil {
+		return err
+	}
+	old := e.jobOf(job.Socket)
+	if !job.Running || old == "" {
+		return nil
+	}
+	e.cfg.Log.Warn().Str("vm", vm).Str("socket", job.Socket).Msg("ends the backup job of a killed attempt")
+	if err := e.cfg.Hypervisor.EndBackup(ctx, vm, job.Socket); err != nil {
+		return err
+	}
+	return e.removeLeftover(old, now)
+}
+
+// removeLeftover removes the files of a killed attempt. The folder of the job at work is in use.
+func (e *Executor) removeLeftover(old, now string) error {
+	err := os.RemoveAll(filepath.Join(e.cfg.ScratchDir, old))
+	if old != now {
+		err = errors.Join(err, removeFolder(filepath.Join(e.cfg.RunDir, old)))
+	}
+	if err != nil {
+		return messages.Errorf(messages.CodeInternal, "remove what a killed attempt left: %w", err)
+	}
+	return nil
+}
+
+// jobOf returns the job of this worker whose source has the socket; "" for another's.
+func (e *Executor) jobOf(socket string) string {
+	job := filepath.Base(filepath.Dir(filepath.Dir(socket)))
+	if messages.CheckID("job", job) != nil || socket != filepath.Join(e.cfg.RunDir, job, sourceFolder, sourceSocket) {
+		return ""
+	}
+	return job
+}
+
+// state looks at a VM, and calls a libvirt that hangs unreachable.
+func (e *Executor) state(ctx context.Context, vm string) (hypervisor.State, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, stateTimeout,
+		messages.Errorf(messages.CodeHypervisorDown, "no answer in %s", stateTimeout))
+	defer cancel()
+	return e.cfg.Hypervisor.State(ctx, vm)
+}
+
+// untilReachable calls f, which asks something of libvirt, until libvirt has answered or
+// reachPatience is over.
+func untilReachable(ctx context.Context, f func(context.Context) error) error {
+	patience, cancel := context.WithTimeoutCause(ctx, reachPatience,
+		messages.Errorf(messages.CodeHypervisorDown, "no answer in %s", reachPatience))
+	defer cancel()
+	for {
+		err := f(patience)
+		if messages.CodeOf(err) != messages.CodeHypervisorDown {
+			return err
+		}
+		select {
+		case <-time.After(reachPause):
+		case <-patience.Done():
+			return fmt.Errorf("libvirt is away: %w", err)
+		}
+	}
+}

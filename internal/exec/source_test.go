@@ -1,0 +1,105 @@
+package exec
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+func TestSniff(t *testing.T) {
+	dir := t.TempDir()
+	for content, want := range map[string]string{
+		"QFI\xfb\x00\x00\x00\x03": "qcow2", "QFI\xfb": "qcow2", "QFI": "raw", "": "raw", "anything else": "raw",
+	} {
+		if got, err := sniff(write(t, filepath.Join(dir, "f"), []byte(content))); got != want || err != nil {
+			t.Errorf("%q: %s, %v", content, got, err)
+		}
+	}
+	link, pipe := filepath.Join(dir, "link"), filepath.Join(dir, "pipe")
+	check(t, os.Symlink(filepath.Join(dir, "f"), link))
+	if got, err := sniff(link); got == "" || err != nil {
+		t.Errorf("a link: %v", err)
+	}
+	check(t, unix.Mkfifo(pipe, 0o600))
+	for path, code := range map[string]messages.Code{
+		filepath.Join(dir, "none"): messages.CodeDiskNotFound,
+		dir:                        messages.CodeDiskUnsupported,
+		pipe:                       messages.CodeDiskUnsupported,
+		"/dev/null":                messages.CodeDiskUnsupported,
+	} {
+		_, err := sniff(path)
+		wantCode(t, err, code)
+	}
+}
+
+func TestMode(t *testing.T) {
+	e := &Executor{}
+	for asked, noted := range map[messages.Mode]bool{"": false, messages.ModeFull: false, messages.ModeAuto: true} {
+		if m, notes, err := e.mode(asked); m != messages.ModeFull || (len(notes) == 1) != noted || err != nil {
+			t.Errorf("mode %q: %s, %v, %v", asked, m, notes, err)
+		}
+	}
+	_, _, err := e.mode(messages.ModeIncremental)
+	wantCode(t, err, messages.CodeModeUnavailable)
+}
+
+func TestConsistency(t *testing.T) {
+	for _, c := range []struct {
+		from     repository.SourceKind
+		quiesced bool
+		begins   string
+	}{
+		{repository.SourceRunning, true, "file systems frozen"},
+		{repository.SourceRunning, false, "crash-consistent"},
+		{repository.SourceStopped, false, "consistent"},
+		{repository.SourceImages, false, "consistent"},
+	} {
+		if got := consistency(c.from, c.quiesced); !strings.HasPrefix(got, c.begins) {
+			t.Errorf("%s, quiesced %t: %s", c.from, c.quiesced, got)
+		}
+	}
+}
+
+func TestADiskThatIsWrittenIsNoticed(t *testing.T) {
+	path := write(t, filepath.Join(t.TempDir(), "disk"), make([]byte, 512))
+	s := &offlineSource{disks: []sourceDisk{{name: "disk0", path: path}}}
+	var err error
+	s.before, err = s.fingerprints()
+	check(t, err)
+	check(t, s.check(t.Context()))
+	check(t, os.Chtimes(path, time.Time{}, time.Now().Add(time.Second)))
+	wantCode(t, s.check(t.Context()), messages.CodeVMStateChanged)
+	check(t, os.Remove(path))
+	wantCode(t, s.check(t.Context()), messages.CodeDiskNotFound)
+}
+
+func TestScratchReserve(t *testing.T) {
+	s := &runningSource{e: &Executor{cfg: Config{ScratchDir: t.TempDir()}}}
+	check(t, s.checkScratch())
+	s.e.cfg.ScratchReserve = 1 << 60
+	wantCode(t, s.checkScratch(), messages.CodeScratchFull)
+	s.e.cfg.ScratchDir += "/none"
+	wantCode(t, s.checkScratch(), messages.CodeScratchFull)
+}
+
+func TestADiskWithoutASizeIsRefused(t *testing.T) {
+	e := newExecutor(t)
+	ws, err := e.open(testJob)
+	check(t, err)
+	s := newRunningSource(e, hypervisor.Domain{Disks: []hypervisor.Disk{{Target: "vda"}}}, messages.QuiesceOff)
+	_, err = s.prepare(context.Background(), ws)
+	wantCode(t, err, messages.CodeSourceReadFailed)
+	check(t, ws.close())
+	if left := names(t, e.cfg.ScratchDir); left != nil {
+		t.Errorf("left: %v", left)
+	}
+}

@@ -1,0 +1,168 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/nasfleet/nasfleet/internal/exec"
+	"github.com/nasfleet/nasfleet/messages"
+)
+
+// A restore cannot be done twice: its files exist. Neither can a delete.
+func TestWhatIsDoneIsReportedAndNotDoneAgain(t *testing.T) {
+	entered, state := make(chan struct{}, 1), t.TempDir()
+	r := start(t, Config{Grace: time.Second, StateDir: state}, func(_ context.Context, c messages.Command, rep exec.Reporter) (exec.Outcome, error) {
+		rep.Verified(c.Head().JobID, messages.Verification{Disks: 3})
+		entered <- struct{}{}
+		return exec.Outcome{BackupID: "B", Deleted: true, Restored: map[string]string{"vda": "/a"}, Notes: []string{"n"}}, nil
+	})
+	r.out.fail = errors.New("no server")
+	id, data := take(t, "vm1", 1)
+	d := newDelivery(id, data)
+	r.queue.c <- d
+	<-entered
+	r.stop()
+	if err := <-r.ended; err != nil {
+		t.Fatal(err)
+	}
+
+	r = start(t, Config{StateDir: state}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {
+		t.Error("the job was done again")
+		return exec.Outcome{}, nil
+	})
+	r.out.catalog["B"] = messages.CatalogEntry{ID: "B"}
+	if _, how := r.deliver(id, data); how != "ack" {
+		t.Errorf("ended by %s", how)
+	}
+	if got, want := r.out.kinds(id), []messages.Kind{messages.KindVerified, messages.KindSucceeded}; !slices.Equal(got, want) {
+		t.Errorf("events %v, want %v", got, want)
+	}
+	if ev := r.out.last(id); ev.Attempt != 1 || ev.BackupID != "B" || ev.Restored["vda"] != "/a" || !slices.Equal(ev.Notes, []string{"n"}) {
+		t.Errorf("event %+v", ev)
+	}
+	if len(r.out.catalog) != 0 {
+		t.Errorf("the catalog keeps %v", r.out.catalog)
+	}
+}
+
+func TestAStopWithoutNATSSpendsNoAttempt(t *testing.T) {
+	out := newOutbox()
+	out.away = context.Canceled
+	w, err := New(Config{Zone: zone, Host: host, StateDir: t.TempDir()}, nil, out, fakeExecutor(
+		func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {
+			t.Error("the job was run although nobody could be told")
+			return exec.Outcome{}, nil
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.journal.close()
+	words, stop := context.WithCancel(context.Background())
+	stop()
+	id, data := take(t, "vm1", 1)
+	d := newDelivery(id, data)
+	w.handle(context.Background(), words, d)
+	if r, err := w.journal.read(id); r.Attempts != 0 || err != nil {
+		t.Errorf("%d attempts are spent, %v", r.Attempts, err)
+	}
+	if len(d.ends) != 0 {
+		t.Errorf("the command was ended by %s", <-d.ends)
+	}
+}
+
+func TestAQueueThatIsGoneEndsTheWorker(t *testing.T) {
+	q := &fakeQueue{gone: make(chan struct{})}
+	out := newOutbox()
+	w, err := New(Config{Zone: zone, Host: host, StateDir: t.TempDir()}, q, out, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { ended <- w.Run(ctx) }()
+	close(q.gone)
+	select {
+	case err := <-ended:
+		if err == nil || !out.gone {
+			t.Errorf("it ended with %v, and said that it is gone: %t", err, out.gone)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the worker hangs on without a queue")
+	}
+}
+
+// The queue gives up a command after 1000 deliveries.
+func TestABusyVMIsWaitedForForDays(t *testing.T) {
+	deliveries, waited := 0, time.Duration(0)
+	for waited < 3*24*time.Hour {
+		d := busyDelay(waited, 2*time.Second)
+		if d < 2*time.Second || d > max(2*time.Second, waited/10) || d > maxRetryDelay {
+			t.Fatalf("after %s another %s", waited, d)
+		}
+		waited += d
+		deliveries++
+	}
+	if deliveries > 600 {
+		t.Errorf("%d deliveries in three days", deliveries)
+	}
+}
+
+func TestACommandThatWaitedIsForgotten(t *testing.T) {
+	entered, release := make(chan struct{}, 2), make(chan struct{})
+	r := start(t, Config{}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {
+		entered <- struct{}{}
+		<-release
+		return exec.Outcome{}, nil
+	})
+	first, data := take(t, "vm1", 0)
+	d := newDelivery(first, data)
+	r.queue.c <- d
+	<-entered
+	second, data := take(t, "vm1", 0)
+	if d, how := r.deliver(second, data); how != "retry" || d.delay != 2*time.Second {
+		t.Errorf("ended by %s with %s", how, d.delay)
+	}
+	close(release)
+	if how := r.end(d); how != "ack" {
+		t.Errorf("ended by %s", how)
+	}
+	if _, how := r.deliver(second, data); how != "ack" {
+		t.Errorf("ended by %s", how)
+	}
+	r.worker.jobs.mu.Lock()
+	defer r.worker.jobs.mu.Unlock()
+	if len(r.worker.jobs.since) != 0 {
+		t.Errorf("still waiting: %v", r.worker.jobs.since)
+	}
+}
+
+func TestProgressSnapshot(t *testing.T) {
+	_, data := take(t, "vm1", 0)
+	cmd, _, err := messages.Decode(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := newOutbox()
+	j := &job{w: &Worker{cfg: Config{Zone: zone, Host: host}, out: out}, id: "J", cmd: cmd, attempt: 2}
+	p := newProgress(j)
+	p.Phase(messages.PhaseCopying)
+	p.Disk("vdb", 1, 2)
+	p.Disk("vda", 3, 4)
+	p.Disk("vdb", 2, 2)
+	m := p.snapshot()
+	want := []messages.DiskProgress{{Name: "vda", Done: 3, Total: 4}, {Name: "vdb", Done: 2, Total: 2}}
+	if m.Phase != messages.PhaseCopying || !slices.Equal(m.Disks, want) || m.Attempt != 2 || m.VM != "vm1" || m.JobID != "J" {
+		t.Errorf("snapshot %+v", m)
+	}
+	p.Phase(messages.PhaseVerifying)
+	if m := p.snapshot(); m.Phase != messages.PhaseVerifying || m.Disks != nil {
+		t.Errorf("a new phase begins with %+v", m)
+	}
+	if out.progress != 2 {
+		t.Errorf("%d reports of 2 phases", out.progress)
+	}
+}
