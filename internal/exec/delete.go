@@ -7,7 +7,8 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// remove deletes a stored backup.
+// remove deletes a stored backup. One that is gone already is as good as deleted: what is left to
+// do is to forget it.
 func (e *Executor) remove(ctx context.Context, ws *workspace, cmd *messages.DeleteBackup, r Reporter) (Outcome, error) {
 	r.Phase(messages.PhaseMounting)
 	repo, err := ws.repository(ctx, cmd.Backup.Repository)
@@ -15,10 +16,19 @@ func (e *Executor) remove(ctx context.Context, ws *workspace, cmd *messages.Dele
 		return Outcome{}, err
 	}
 	r.Phase(messages.PhaseCommitting)
-	if err := repo.Delete(ctx, cmd.Backup); err != nil {
+	out := Outcome{BackupID: cmd.Backup.ID, Deleted: &Deleted{Zone: e.cfg.Zone, Host: e.cfg.Host}}
+	if b, err := repo.Find(ctx, cmd.Backup); err == nil {
+		out.Deleted = &Deleted{Zone: b.Manifest.Zone, Host: b.Manifest.Host}
+	}
+	err = repo.Delete(ctx, cmd.Backup)
+	if messages.CodeOf(err) == messages.CodeBackupNotFound {
+		out.Notes = append(out.Notes, "the backup was not on the repository any more")
+		err = nil
+	}
+	if err != nil {
 		return Outcome{}, err
 	}
-	return Outcome{BackupID: cmd.Backup.ID, Deleted: true}, nil
+	return out, nil
 }
 
 // list reads the manifests of a repository. A broken one is noted and does not hide the others.
@@ -37,7 +47,7 @@ func (e *Executor) list(ctx context.Context, ws *workspace, cmd *messages.ListBa
 		out.Listed = append(out.Listed, b.Manifest.CatalogEntry(cmd.Repository, cmd.BackupPath))
 	}
 	for _, p := range problems {
-		out.Notes = append(out.Notes, fmt.Sprint(p))
+		out.Notes = append(out.Notes, fmt.Sprintf("%s/%s cannot be used: %v", p.VM, p.ID, p.Err))
 	}
 	return out, nil
 }

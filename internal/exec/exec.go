@@ -76,14 +76,17 @@ type Reporter interface {
 	Verified(backupID string, v messages.Verification)
 }
 
+// Deleted says which host had taken the backup that is gone.
+type Deleted struct{ Zone, Host string }
+
 // Outcome is what a job that succeeded has to say.
 type Outcome struct {
 	// BackupID is set by commands on one backup.
 	BackupID string
 	// Backup is set when one was taken.
 	Backup *messages.CatalogEntry
-	// Deleted says that BackupID no longer exists.
-	Deleted bool
+	// Deleted is set when BackupID no longer exists.
+	Deleted *Deleted
 	// Listed holds what a repository holds; nil unless one was listed.
 	Listed []messages.CatalogEntry
 	// Restored names the files or devices written, by disk.

@@ -196,13 +196,16 @@ func TestHostileManifestsTouchNoTarget(t *testing.T) {
 	}
 }
 
-// A VM of which one disk can be restored and another cannot keeps both as they were.
+// A VM of which one disk can be restored and another cannot keeps all as they were.
 func TestNoDiskIsOverwrittenBeforeAllAreOpen(t *testing.T) {
 	e := newExecutor(t)
-	ref := takeImages(t, e, 1<<20, 4<<20)
+	ref := takeImages(t, e, 1<<20, 1<<20, 4<<20) // more than disksAtOnce
 	old := bytes.Repeat([]byte("old "), 1<<18)
 	dir := t.TempDir()
-	paths := []string{write(t, filepath.Join(dir, "vda"), old), write(t, filepath.Join(dir, "vdb"), old)}
+	var paths []string
+	for _, name := range []string{"vda", "vdb", "vdc"} {
+		paths = append(paths, write(t, filepath.Join(dir, name), old))
+	}
 	ws, err := e.open(restoreJob)
 	check(t, err)
 	r := &restoring{e: e, ws: ws, cmd: &messages.RestoreBackup{Backup: ref, ToVM: "vm1"}, r: quiet{}}

@@ -181,12 +181,11 @@ func (j *job) refuse(head messages.Header, err error) {
 }
 
 func (j *job) updateCatalog(out exec.Outcome) error {
-	c := j.w.cfg
 	if out.Backup != nil {
 		return j.w.out.PutBackup(j.words, *out.Backup)
 	}
-	if out.Deleted {
-		return j.w.out.RemoveBackup(j.words, c.Zone, c.Host, out.BackupID)
+	if d := out.Deleted; d != nil {
+		return j.w.out.RemoveBackup(j.words, d.Zone, d.Host, out.BackupID)
 	}
 	for _, entry := range out.Listed {
 		if err := j.w.out.PutBackup(j.words, entry); err != nil {

@@ -63,6 +63,12 @@ func TestCatalog(t *testing.T) {
 		t.Errorf("the repository after a delete: %v", entries)
 	}
 	w.mustFail(t, messages.CodeBackupNotFound, "verify", "--backup", w.forget(t, second))
+	if ev := w.mustJob(t, "delete", "--backup", second.BackupID); len(ev.Notes) == 0 {
+		t.Error("the event does not say that the backup was gone already")
+	}
+	if list := w.ls(t); len(list) != 0 {
+		t.Errorf("ls still has what is gone: %v", list)
+	}
 	w.nothingLeft(t)
 
 	// NATS starts from nothing; the manifests are the truth.

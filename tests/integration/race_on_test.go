@@ -2,5 +2,6 @@
 
 package integration
 
-// buildFlags make the programs under test share the race detector of the tests.
+// buildFlags make the worker under test share the race detector of the tests. Publisher does not: each
+// of its many runs would pay for the start.
 var buildFlags = []string{"-race"}

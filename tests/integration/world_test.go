@@ -34,15 +34,19 @@ func TestMain(m *testing.M) {
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
 		binDir = dir
-		args := append([]string{"build", "-tags", "libvirt_dlopen", "-o", dir}, buildFlags...)
-		cmd := exec.Command("go", append(args, "../../cmd/publisher", "../../cmd/hostworker")...)
-		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-		if err := cmd.Run(); err != nil {
+		if err := errors.Join(build("publisher"), build("hostworker", buildFlags...)); err != nil {
 			fmt.Fprintln(os.Stderr, "build the programs:", err)
 			return 1
 		}
 		return m.Run()
 	}())
+}
+
+func build(program string, flags ...string) error {
+	args := append([]string{"build", "-tags", "libvirt_dlopen", "-o", binDir}, flags...)
+	cmd := exec.Command("go", append(args, "../../cmd/"+program)...)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	return cmd.Run()
 }
 
 // world is one hostworker with an embedded NATS server, and all its folders.
