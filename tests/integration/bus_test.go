@@ -66,6 +66,27 @@ func (w *world) publishRaw(t *testing.T, job string, data []byte) messages.Event
 	}
 }
 
+// awaitFinal waits for the event that ends a job, however long ago.
+func (w *world) awaitFinal(t *testing.T, job string) messages.Event {
+	t.Helper()
+	watch, err := w.connect(t).Watch(t.Context(), bus.Filter{Zone: zone, Host: host, Job: job, History: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for {
+		u, err := watch.Next(ctx)
+		if err != nil {
+			t.Fatalf("no final event of job %s: %v\n%s", job, err, w.log.tail(20))
+		}
+		if u.Event != nil && u.Event.Kind.Final() {
+			return *u.Event
+		}
+	}
+}
+
 // newJobID returns the id of a new job.
 func newJobID() string { return ulid.Make().String() }
 

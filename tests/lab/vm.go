@@ -149,7 +149,7 @@ func (v *VM) Discard(t testing.TB, disk string, offset, length int64) {
 // tells nothing of the outcome.
 func (v *VM) aio(t testing.TB, device, command string) {
 	t.Helper()
-	for _, c := range []string{command, "aio_flush"} {
+	for _, c := range []string{command, "aio_flush", "flush"} {
 		v.l.Virsh(t, "qemu-monitor-command", "--hmp", v.Name, fmt.Sprintf("qemu-io -d %s %q", device, c))
 	}
 }
