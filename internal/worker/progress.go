@@ -31,6 +31,12 @@ func newProgress(j *job) *progress {
 // Phase implements exec.Reporter.
 func (p *progress) Phase(ph messages.Phase) {
 	p.mu.Lock()
+	ended := len(p.disks) > 0
+	p.mu.Unlock()
+	if ended {
+		p.publish() // how far the last phase came, so that a bar is seen to its end
+	}
+	p.mu.Lock()
 	p.phase = ph
 	clear(p.disks)
 	p.mu.Unlock()
