@@ -93,7 +93,7 @@ var codeTable = map[Code]codeFacts{
 
 	CodeRepositoryUnsupported: {false, "Use one of the repository types the host supports (hostworker doctor lists them)."},
 	CodeMountFailed:           {true, "Check the repository's address, options and network; the cause holds what mount said."},
-	CodeTargetFull:            {false, "Free or add space on the repository, then take the backup again."},
+	CodeTargetFull:            {false, "Free or add space on the repository, then replay the job (publisher replay)."},
 	CodeTargetWriteFailed:     {true, "Check the repository's storage: writing to it failed."},
 	CodeTargetExists:          {false, "Choose another target, or overwrite this one with --force."},
 	CodeTargetTooSmall:        {false, "Enlarge the target disk to at least the size of the one in the backup."},

@@ -51,8 +51,11 @@ type fleetView struct {
 // Sent implements fleet.Observer.
 func (v *fleetView) Sent(r fleet.Result, t fleet.Tally) {
 	v.tally = t
-	if r.Err != nil {
+	switch {
+	case r.Err != nil:
 		v.drawer.say(fmt.Sprintf("%s: refused: %s", jobName(r.Job), r.Err))
+	case r.Duplicate:
+		v.drawer.say(fmt.Sprintf("%s: %s", jobName(r.Job), duplicate(r.Job)))
 	}
 	switch {
 	case v.flags.JSON && (r.Err != nil || !v.flags.Wait):

@@ -24,6 +24,7 @@ type sent struct {
 	Zone      string            `json:"zone"`
 	Host      string            `json:"host"`
 	VM        string            `json:"vm"`
+	Replays   string            `json:"replays,omitempty"`
 	Duplicate bool              `json:"duplicate,omitempty"`
 	Error     *messages.Failure `json:"error,omitempty"`
 }
@@ -31,7 +32,7 @@ type sent struct {
 func newSent(r fleet.Result) sent {
 	return sent{
 		JobID: r.Job.ID(), Zone: r.Job.Zone, Host: r.Job.Host, VM: r.Job.Command.Target(),
-		Duplicate: r.Duplicate, Error: messages.FailureOf(r.Err),
+		Replays: r.Job.Command.Head().Replays, Duplicate: r.Duplicate, Error: messages.FailureOf(r.Err),
 	}
 }
 
@@ -44,6 +45,9 @@ func (a *app) runJob(ctx context.Context, m *fleet.Manager, job *fleet.Job, f jo
 		}
 		if err != nil {
 			return err
+		}
+		if results[0].Duplicate {
+			a.note(duplicate(job))
 		}
 		a.note("follow it with: publisher watch --job " + job.ID())
 		if f.JSON {
@@ -85,6 +89,14 @@ func (a *app) follow(ctx context.Context, m *fleet.Manager, job *fleet.Job) (*me
 
 // note tells people something that is no data.
 func (a *app) note(s string) { _, _ = fmt.Fprintln(a.stderr, printable(s)) }
+
+// duplicate tells that a job had been published before.
+func duplicate(j *fleet.Job) string {
+	if old := j.Command.Head().Replays; old != "" {
+		return fmt.Sprintf("job %s is already replayed as %s", old, j.ID())
+	}
+	return fmt.Sprintf("job %s was published before", j.ID())
+}
 
 // silent is an Observer of jobs that are not followed.
 type silent struct{}

@@ -42,6 +42,9 @@ type cli struct {
 	Ls      lsCmd      `cmd:"" help:"List the backups that exist."`
 	Show    showCmd    `cmd:"" help:"Show one backup."`
 	Watch   watchCmd   `cmd:"" help:"Follow what jobs do: all of them until interrupted, or one (--job) to its end."`
+	Jobs    jobsCmd    `cmd:"" help:"List jobs and their states."`
+	Job     storyCmd   `cmd:"" help:"Tell the whole story of one job."`
+	Replay  replayCmd  `cmd:"" help:"Run failed jobs again."`
 	Hosts   hostsCmd   `cmd:"" help:"List the hosts that are alive."`
 	Seal    sealCmd    `cmd:"" help:"Seal the passphrase on standard input for a host, for commands written by hand."`
 }

@@ -14,7 +14,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
 
@@ -31,7 +33,7 @@ func TestScripts(t *testing.T) {
 		Dir:   "testdata",
 		Setup: setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code": code, "json": jsonField, "jsonlines": jsonLines, "targets": targets, "stored": stored,
+			"code": code, "json": jsonField, "jsonlines": jsonLines, "targets": targets, "stored": stored, "nats": publishRaw,
 		},
 	})
 }
@@ -173,6 +175,15 @@ func stored(ts *testscript.TestScript, neg bool, args []string) {
 	if found == neg {
 		ts.Fatalf("found is %v", found)
 	}
+}
+
+// nats SUBJECT TEXT puts a text into the stream of the subject, as any client can.
+func publishRaw(ts *testscript.TestScript, _ bool, args []string) {
+	nc, err := nats.Connect(ts.Value(fleetKey{}).(*fleettest.Fleet).URL)
+	ts.Check(err)
+	defer nc.Close()
+	_, err = nc.Request(args[0], []byte(args[1]), 10*time.Second)
+	ts.Check(err)
 }
 
 // TestInterruptedWait breaks a wait off in the middle of a job: the job goes on, and watch picks it up.

@@ -62,7 +62,7 @@ func (v *jobView) close() { v.drawer.close(v.last) }
 func (v *jobView) Sent(r fleet.Result, _ fleet.Tally) {
 	switch {
 	case r.Duplicate:
-		v.drawer.say(fmt.Sprintf("job %s was published before", r.Job.ID()))
+		v.drawer.say(duplicate(r.Job))
 	case r.Err == nil:
 		v.drawer.say(fmt.Sprintf("job %s is queued for %s/%s", r.Job.ID(), r.Job.Zone, r.Job.Host))
 	}

@@ -175,6 +175,10 @@ func TestCreds(t *testing.T) {
 	if !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrUnreachable) {
 		t.Errorf("missing file: %v", err)
 	}
+	_, err = Connect(t.Context(), Config{Context: file + ".missing", Persist: true})
+	if !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrUnreachable) {
+		t.Errorf("missing context: %v", err)
+	}
 }
 
 // A host's user has rights to its own subjects alone. All that a worker does works with them.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"slices"
 	"time"
@@ -52,7 +53,10 @@ func Hint(err error) string {
 // library amounts to, or nil.
 func kindOf(err error) error {
 	var netErr net.Error
+	var pathErr *fs.PathError
 	switch {
+	case errors.As(err, &pathErr): // a context or a certificate; its errno would pass for a net.Error
+		return nil
 	case isAny(err, nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired,
 		nats.ErrPermissionViolation):
 		return ErrUnauthorized

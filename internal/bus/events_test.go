@@ -226,7 +226,7 @@ func TestWatchThroughRestart(t *testing.T) {
 func TestWatchGap(t *testing.T) {
 	t.Parallel()
 	b, ctx := newBus(t, Config{}), t.Context()
-	f := &follower{bus: b, filter: messages.EventSubject("*", "*", "*", "*"), start: Filter{History: true}}
+	f := &follower{bus: b, stream: messages.EventStream, start: Filter{History: true}}
 	defer f.close()
 	for i := range 5 {
 		mustEvent(t, b, newEvent("job", messages.KindAccepted, i))

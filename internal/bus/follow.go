@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +12,7 @@ import (
 )
 
 const (
-	// watchBatch is how many events are fetched ahead.
+	// watchBatch is how many messages are fetched ahead.
 	watchBatch = 256
 	// watcherIdle is after how long the server forgets the consumer of a watcher that went away.
 	watcherIdle = 5 * time.Minute
@@ -20,13 +21,15 @@ const (
 // errGap is a message that was lost on its way.
 var errGap = errors.New("a message is missing")
 
-// follower reads stored events in order, each once, over lost connections and restarts of the
+// follower reads stored messages in order, each once, over lost connections and restarts of the
 // server. It holds its place itself, in the stream's sequence, and goes on from there on a new
 // consumer. Not for concurrent use.
 type follower struct {
-	bus    *Bus
-	filter string
-	start  Filter
+	bus     *Bus
+	stream  string
+	filters []string // subjects, none twice; none is all of them
+	start   Filter
+	idle    time.Duration // after which the server forgets the consumer; 0 means watcherIdle
 
 	placed bool
 	seq    uint64 // of the last message seen, or the one before the first wanted
@@ -34,6 +37,7 @@ type follower struct {
 	iter  jetstream.MessagesContext // nil while it has to be opened
 	epoch context.Context           // ends when what was on its way to iter is lost
 	count uint64                    // messages seen of iter
+	left  uint64                    // messages stored behind the last one seen
 }
 
 // run calls send with each event until ctx ends or the connection is closed.
@@ -48,25 +52,47 @@ func (f *follower) run(ctx context.Context, send func(messages.Event)) error {
 			}
 			continue
 		}
-		f.close()
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if f.bus.nc.IsClosed() {
-			return f.bus.fail("watch", err)
-		}
-		f.bus.cfg.Log.Debug().Err(err).Msg("watch goes on with a new consumer")
-		if f.epoch.Err() == nil && !errors.Is(err, errGap) {
-			pause(ctx, bindPause)
-		}
-		consumer, err := f.bus.bind(ctx, f.bind)
-		if err == nil {
-			err = f.read(consumer)
-		}
-		if err != nil {
+		if err := f.reopen(ctx, err); err != nil {
 			return err
 		}
 	}
+}
+
+// toEnd calls fn with each message up to the newest that is stored.
+func (f *follower) toEnd(ctx context.Context, fn func(jetstream.Msg)) error {
+	if err := f.open(ctx); err != nil {
+		return err
+	}
+	defer f.close()
+	for f.left > 0 {
+		m, err := f.next(ctx)
+		if err == nil {
+			fn(m)
+		} else if err = f.reopen(ctx, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reopen goes on, after next has failed, with a new consumer. It fails where there is no going on.
+func (f *follower) reopen(ctx context.Context, cause error) error {
+	f.close()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if f.bus.nc.IsClosed() {
+		return f.bus.fail("watch", cause)
+	}
+	f.bus.cfg.Log.Debug().Err(cause).Msg("reading goes on with a new consumer")
+	if f.epoch.Err() == nil && !errors.Is(cause, errGap) {
+		pause(ctx, bindPause)
+	}
+	consumer, err := f.bus.bind(ctx, f.bind)
+	if err != nil {
+		return err
+	}
+	return f.read(consumer)
 }
 
 // next returns the next message. After an error the follower has to be opened again.
@@ -81,12 +107,12 @@ func (f *follower) next(ctx context.Context) (jetstream.Msg, error) {
 	}
 	meta, err := m.Metadata()
 	if err != nil {
-		return nil, fmt.Errorf("event on %s: %w", m.Subject(), err)
+		return nil, fmt.Errorf("message on %s: %w", m.Subject(), err)
 	}
 	if f.count++; meta.Sequence.Consumer != f.count {
 		return nil, errGap
 	}
-	f.seq = meta.Sequence.Stream
+	f.seq, f.left = meta.Sequence.Stream, meta.NumPending
 	return m, nil
 }
 
@@ -99,7 +125,7 @@ func (f *follower) open(ctx context.Context) error {
 }
 
 func (f *follower) read(consumer jetstream.Consumer) (err error) {
-	f.count = 0
+	f.count, f.left = 0, consumer.CachedInfo().NumPending
 	f.iter, err = consumer.Messages(jetstream.PullMaxMessages(watchBatch), jetstream.PullExpiry(pullExpiry),
 		jetstream.PullHeartbeat(f.bus.cfg.heartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
 	return f.bus.fail("watch", err)
@@ -115,9 +141,9 @@ func (f *follower) close() {
 func (f *follower) bind(ctx context.Context) (jetstream.Consumer, error) {
 	f.epoch = f.bus.untilReconnect()
 	cfg := jetstream.ConsumerConfig{
-		FilterSubject:     f.filter,
+		FilterSubjects:    f.filters,
 		AckPolicy:         jetstream.AckNonePolicy,
-		InactiveThreshold: watcherIdle,
+		InactiveThreshold: cmp.Or(f.idle, watcherIdle),
 		MemoryStorage:     true,
 		Replicas:          1,
 	}
@@ -131,7 +157,7 @@ func (f *follower) bind(ctx context.Context) (jetstream.Consumer, error) {
 	default:
 		cfg.DeliverPolicy = jetstream.DeliverNewPolicy
 	}
-	consumer, err := f.bus.js.CreateConsumer(ctx, messages.EventStream, cfg)
+	consumer, err := f.bus.js.CreateConsumer(ctx, f.stream, cfg)
 	if err != nil {
 		return nil, err
 	}

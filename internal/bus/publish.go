@@ -30,7 +30,8 @@ type Outgoing struct {
 
 // Published says how a command was taken.
 type Published struct {
-	// Duplicate: the same job had been published before, and that is the one that counts.
+	// Duplicate: the same job had been published before, and that is the one that counts. It may
+	// have been this very call, whose first try was stored and its ack lost.
 	Duplicate bool
 }
 
@@ -49,23 +50,23 @@ func (b *Bus) Publish(ctx context.Context, zone, host string, cmd messages.Comma
 }
 
 // PublishAll publishes many commands, at most 512 at a time on their way, and returns when the
-// fate of each is known. report is called once for each, from one goroutine, with its index: nil
-// when the command is stored (duplicates included), an error when it was refused, could not be
+// fate of each is known. report is called once for each, from one goroutine, with its index: no
+// error when the command is stored (duplicates included), one when it was refused, could not be
 // sent, or its ack never came.
-func (b *Bus) PublishAll(ctx context.Context, out []Outgoing, report func(i int, err error)) {
+func (b *Bus) PublishAll(ctx context.Context, out []Outgoing, report func(i int, p Published, err error)) {
 	todo := make([]int, len(out))
 	for i := range todo {
 		todo[i] = i
 	}
 	for try := 1; len(todo) > 0; try++ {
 		var again []int
-		b.publishRound(ctx, out, todo, func(i int, err error) {
+		b.publishRound(ctx, out, todo, func(i int, p Published, err error) {
 			// The same command again is harmless, and better than not to know.
 			if err != nil && try < publishTries && ctx.Err() == nil && transient(err) {
 				again = append(again, i)
 				return
 			}
-			report(i, err)
+			report(i, p, err)
 		})
 		todo = again
 	}
@@ -91,7 +92,7 @@ type flight struct {
 	err   error
 }
 
-func (b *Bus) publishRound(ctx context.Context, out []Outgoing, todo []int, done func(int, error)) {
+func (b *Bus) publishRound(ctx context.Context, out []Outgoing, todo []int, done func(int, Published, error)) {
 	// Two more are out of the channel: one being launched, one being landed.
 	flights := make(chan flight, maxPending-2)
 	go func() {
@@ -101,7 +102,8 @@ func (b *Bus) publishRound(ctx context.Context, out []Outgoing, todo []int, done
 		}
 	}()
 	for f := range flights {
-		done(f.index, b.land(ctx, f))
+		p, err := b.land(ctx, f)
+		done(f.index, p, err)
 	}
 }
 
@@ -118,15 +120,15 @@ func (b *Bus) launch(ctx context.Context, i int, o Outgoing) flight {
 	return f
 }
 
-func (b *Bus) land(ctx context.Context, f flight) error {
+func (b *Bus) land(ctx context.Context, f flight) (Published, error) {
 	if f.err != nil {
-		return f.err
+		return Published{}, f.err
 	}
 	var err error
 	select {
 	case ack := <-f.ack.Ok():
 		if !ack.Duplicate {
-			return nil
+			return Published{}, nil
 		}
 		err = errDuplicate
 	case err = <-f.ack.Err():
@@ -135,9 +137,9 @@ func (b *Bus) land(ctx context.Context, f flight) error {
 		err = ctx.Err()
 	}
 	if errors.Is(err, errDuplicate) {
-		return b.confirm(ctx, f.msg)
+		return Published{Duplicate: true}, b.confirm(ctx, f.msg)
 	}
-	return b.fail("publish "+f.msg.Subject, err)
+	return Published{}, b.fail("publish "+f.msg.Subject, err)
 }
 
 // commandMsg puts a command into a message that its stream takes once: the message id keeps

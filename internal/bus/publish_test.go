@@ -43,7 +43,7 @@ func TestPublishOnce(t *testing.T) {
 				t.Fatal(p, err)
 			}
 			var refused error
-			b.PublishAll(ctx, []Outgoing{{testZone, testHost, cmd}}, func(_ int, err error) { refused = err })
+			b.PublishAll(ctx, []Outgoing{{testZone, testHost, cmd}}, func(_ int, _ Published, err error) { refused = err })
 			if refused != nil {
 				t.Error("duplicate in PublishAll:", refused)
 			}
@@ -103,7 +103,7 @@ func TestPublishAll(t *testing.T) {
 	want := []int{7, 4099, 5998}
 
 	var refused, seen []int
-	b.PublishAll(t.Context(), out, func(i int, err error) {
+	b.PublishAll(t.Context(), out, func(i int, _ Published, err error) {
 		seen = append(seen, i)
 		if err != nil {
 			refused = append(refused, i)
@@ -138,7 +138,7 @@ func TestPublishAllCancelled(t *testing.T) {
 		out[i] = Outgoing{Zone: testZone, Host: testHost, Command: newTake()}
 	}
 	var done, cancelled int
-	b.PublishAll(ctx, out, func(_ int, err error) {
+	b.PublishAll(ctx, out, func(_ int, _ Published, err error) {
 		cancel()
 		if done++; errors.Is(err, context.Canceled) {
 			cancelled++
@@ -161,7 +161,7 @@ func TestPublishAllThroughRestart(t *testing.T) {
 		out[i] = Outgoing{Zone: testZone, Host: hostName(i), Command: newTake()}
 	}
 	var lost int
-	b.PublishAll(t.Context(), out, func(i int, err error) {
+	b.PublishAll(t.Context(), out, func(i int, _ Published, err error) {
 		if i == 100 {
 			reconnected := b.untilReconnect()
 			s.Stop()

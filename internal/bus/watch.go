@@ -57,7 +57,9 @@ func (b *Bus) Watch(ctx context.Context, f Filter) (*Watch, error) {
 	zone, host, job := orAny(f.Zone), orAny(f.Host), orAny(f.Job)
 	w := &Watch{bus: b, updates: make(chan Update, 64)}
 	w.done, w.cancel = context.WithCancel(context.Background())
-	events := &follower{bus: b, filter: messages.EventSubject(zone, host, job, "*"), start: f}
+	events := &follower{
+		bus: b, stream: messages.EventStream, filters: []string{messages.EventSubject(zone, host, job, "*")}, start: f,
+	}
 	if err := events.open(ctx); err != nil {
 		w.cancel()
 		return nil, fmt.Errorf("watch: %w", err)

@@ -57,7 +57,7 @@ func (m *Manager) publish(ctx context.Context, r *run) error {
 		r.sent(indexes[0], published.Duplicate, err)
 		return ctx.Err()
 	}
-	m.bus.PublishAll(ctx, out, func(i int, err error) { r.sent(indexes[i], false, err) })
+	m.bus.PublishAll(ctx, out, func(i int, p bus.Published, err error) { r.sent(indexes[i], p.Duplicate, err) })
 	return ctx.Err()
 }
 

@@ -99,12 +99,12 @@ func (r *run) follow(ctx context.Context, w *bus.Watch) error {
 	}
 }
 
-// lateEnds looks for the ends of jobs that may have been published, and have ended, before they
-// were followed.
+// lateEnds looks for the ends of jobs that had been published, and may have ended, before they were
+// followed.
 func (m *Manager) lateEnds(ctx context.Context, r *run) error {
 	for i := range r.results {
 		j := r.results[i].Job
-		if !j.chosenID || r.over(i) {
+		if !r.maybeOver(i) {
 			continue
 		}
 		final, err := m.bus.FinalEvent(ctx, j.Zone, j.Host, j.ID())
@@ -177,6 +177,8 @@ func (r *run) jobs() []*Job {
 func (r *run) sent(i int, duplicate bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// A new id can only have been published by ourselves, in a try whose ack was lost.
+	duplicate = duplicate && err == nil && r.results[i].Job.chosenID
 	r.results[i].Published, r.results[i].Duplicate, r.results[i].Err = err == nil, duplicate, err
 	switch {
 	case err != nil:
@@ -220,10 +222,11 @@ func (r *run) move(i int, to state) {
 	r.states[i] = to
 }
 
-func (r *run) over(i int) bool {
+// maybeOver says that a job may have ended unseen.
+func (r *run) maybeOver(i int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.states[i].over()
+	return r.results[i].Duplicate && !r.states[i].over()
 }
 
 func (r *run) endIfOver() {

@@ -162,7 +162,7 @@ func TestProgressSnapshot(t *testing.T) {
 	if m := p.snapshot(); m.Phase != messages.PhaseVerifying || m.Disks != nil {
 		t.Errorf("a new phase begins with %+v", m)
 	}
-	if out.progress != 2 {
-		t.Errorf("%d reports of 2 phases", out.progress)
+	if out.progress != 3 {
+		t.Errorf("%d reports, want the start of 2 phases and the end of one", out.progress)
 	}
 }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,8 +12,9 @@ import (
 	"github.com/nasfleet/nasfleet/tests/lab"
 )
 
-// passphrase is what tests encrypt with.
-const passphrase = "correct horse battery staple"
+// passphrase is what tests encrypt with. It is this run's own, so that it is looked for and found
+// nowhere by chance: other tests run at the same time.
+var passphrase = "correct horse " + rand.Text()
 
 // features is one combination of the four.
 type features struct{ compress, encrypt, bandwidth, verify bool }

@@ -39,6 +39,14 @@ func (h *answerer) attempts(cmd messages.Command) error {
 		return h.event(cmd, messages.KindFailed, attempt, func(e *messages.Event) {
 			e.Error = messages.FailureOf(messages.Errorf(messages.CodeTargetFull, "no room for %s", name))
 		})
+	case strings.HasPrefix(name, "down") && cmd.Head().Replays == "":
+		return h.event(cmd, messages.KindFailed, attempt, func(e *messages.Event) {
+			e.Error = messages.FailureOf(messages.Errorf(messages.CodeMountFailed, "the NAS is away"))
+		})
+	case strings.HasPrefix(name, "gone"):
+		return h.event(cmd, messages.KindCancelled, attempt, func(e *messages.Event) {
+			e.Error = messages.FailureOf(messages.Errorf(messages.CodeCancelled, "an operator asked for it"))
+		})
 	case strings.HasPrefix(name, "flaky"):
 		err := h.event(cmd, messages.KindRetrying, attempt, func(e *messages.Event) {
 			next := time.Now().Add(time.Second)

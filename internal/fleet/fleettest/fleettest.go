@@ -71,6 +71,8 @@ const slots = 8
 //
 //	a VM named bad…    fails with target_full
 //	a VM named flaky…  succeeds at its second attempt
+//	a VM named down…   fails with mount_failed, and succeeds when the job is replayed
+//	a VM named gone…   is cancelled
 //	a VM named hang…   goes on copying until the fleet stops
 //	any other          succeeds; the backup it takes is in the catalog
 func (f *Fleet) Host(zone, host string) error {
