@@ -35,9 +35,6 @@ type taking struct {
 // domainFile is the VM's definition beside its disks.
 const domainFile = "domain.xml"
 
-// digestAlgorithm is BLAKE3, cut to 128 bits; see package digest.
-const digestAlgorithm = "blake3-128"
-
 // takenDisk is one disk on its way from the source to the repository.
 type takenDisk struct {
 	sourceDisk
@@ -261,7 +258,7 @@ func (t *taking) describe() error {
 	if t.cmd.Details.Compression {
 		m.Compression = t.cmd.Details.Type()
 	}
-	m.Digest = repository.Digest{Algorithm: digestAlgorithm, BlockBytes: digest.BlockSize}
+	m.Digest = repository.Digest{Algorithm: digest.Algorithm(t.cmd.Details.Encryption), BlockBytes: digest.BlockSize}
 	if t.cmd.Details.Encryption {
 		m.Encryption.LUKS = true
 		w, err := secret.WrapKey(t.pass, t.digKey)

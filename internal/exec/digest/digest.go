@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/zeebo/blake3"
+	"github.com/zeebo/xxh3"
 )
 
 const (
@@ -20,8 +21,16 @@ const (
 	SumSize = 16
 )
 
-// Sum is the digest of a block: the first 128 bit of its BLAKE3 hash. The two values with a
-// meaning of their own, all 0x00 and all 0xff, never are a block's digest.
+// Algorithm names how digests with a key, or without one, are computed.
+func Algorithm(keyed bool) string {
+	if keyed {
+		return "blake3-128"
+	}
+	return "xxh3-128"
+}
+
+// Sum is the digest of a block. The two values with a meaning of their own, all 0x00 and all 0xff,
+// never are a block's digest.
 type Sum [SumSize]byte
 
 // Kind says what a record stands for.
@@ -137,7 +146,7 @@ type hasher struct {
 
 func newHasher(key []byte) (*hasher, error) {
 	if key == nil {
-		return &hasher{pool: sync.Pool{New: func() any { return blake3.New() }}}, nil
+		return &hasher{}, nil
 	}
 	keyed, err := blake3.NewKeyed(key)
 	if err != nil {
@@ -154,14 +163,23 @@ func (h *hasher) flags() uint32 {
 }
 
 func (h *hasher) sum(block []byte) Sum {
-	b := h.pool.Get().(*blake3.Hasher)
-	defer h.pool.Put(b)
-	b.Reset()
-	_, _ = b.Write(block) // never fails
-	var full [32]byte
-	s := Sum(b.Sum(full[:0])[:SumSize])
+	var s Sum
+	if h.key == nil {
+		s = xxh3.Hash128(block).Bytes()
+	} else {
+		s = h.keyed(block)
+	}
 	if s.kind() != Data {
 		s[0] ^= 1
 	}
 	return s
+}
+
+func (h *hasher) keyed(block []byte) Sum {
+	b := h.pool.Get().(*blake3.Hasher)
+	defer h.pool.Put(b)
+	b.Reset()
+	_, _ = b.Write(block) // never fails
+	var full [KeySize]byte
+	return Sum(b.Sum(full[:0])[:SumSize])
 }

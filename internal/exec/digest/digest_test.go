@@ -2,6 +2,7 @@ package digest
 
 import (
 	"bytes"
+	"fmt"
 	"encoding/binary"
 	"errors"
 	"math"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/zeebo/blake3"
+	"github.com/zeebo/xxh3"
 	"pgregory.net/rapid"
 
 	"github.com/nasfleet/nasfleet/messages"
@@ -59,10 +61,27 @@ func TestFileLayout(t *testing.T) {
 	if !bytes.Equal(got[:48], header) {
 		t.Errorf("header %x", got[:48])
 	}
-	check, sum := blake3.Sum256(header), blake3.Sum256(block)
+	check, sum := xxh3.Hash128(header).Bytes(), xxh3.Hash128(block).Bytes()
 	want := slices.Concat(check[:16], make([]byte, 16), sum[:16], bytes.Repeat([]byte{0xff}, 16), make([]byte, 16))
 	if !bytes.Equal(got[48:], want) {
 		t.Errorf("records\n%x, want\n%x", got[48:], want)
+	}
+}
+
+// TestAlgorithms holds the hashes to what other programs compute: XXH3's published value for no
+// bytes at all, and BLAKE3 in keyed mode.
+func TestAlgorithms(t *testing.T) {
+	plain, err := newHasher(nil)
+	must(t, err)
+	if got, want := fmt.Sprintf("%x", plain.sum(nil)), "99aa06d3014798d86001c324468d497f"; got != want {
+		t.Errorf("%s of nothing is %s, want %s", Algorithm(false), got, want)
+	}
+	keyed, err := newHasher(testKey)
+	must(t, err)
+	reference, err := blake3.NewKeyed(testKey)
+	must(t, err)
+	if got, want := keyed.sum(nil), reference.Sum(nil)[:SumSize]; !bytes.Equal(got[:], want) {
+		t.Errorf("%s of nothing is %x, want %x", Algorithm(true), got, want)
 	}
 }
 

@@ -2,8 +2,12 @@
 // changed byte is found, and found where it is.
 //
 // The file is a header of 64 bytes, then a record of 16 bytes for each block of 1 MiB; the last
-// block may be short. A record is the first half of the block's BLAKE3 hash, or all 0x00 for a
-// block that is not in this backup file (of a full backup it reads as zeroes), or all 0xff for a
-// block that was written as explicit zeroes. The hash is keyed when the backup is encrypted:
-// plain hashes would give known content away.
+// block may be short. A record is the block's digest, or all 0x00 for a block that is not in this
+// backup file (of a full backup it reads as zeroes), or all 0xff for a block that was written as
+// explicit zeroes.
+//
+// Without a key the digest is XXH3 of 128 bits, at the speed of memory: it is there to find what
+// went wrong by itself, for whoever can change the disk's file can change this one too. With a
+// key, for an encrypted backup, it is BLAKE3 in keyed mode, cut to 128 bits: anything less would
+// let a reader of the repository test guesses about the content.
 package digest

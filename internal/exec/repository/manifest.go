@@ -71,7 +71,7 @@ type Encryption struct {
 
 // Digest says how the files of digests were made; the zero value where there are none.
 type Digest struct {
-	// Algorithm such as "blake3-128".
+	// Algorithm: see package digest.
 	Algorithm string `json:"algorithm,omitempty"`
 	// BlockBytes is how much of a disk's content one digest covers.
 	BlockBytes int64 `json:"block_bytes,omitempty"`
