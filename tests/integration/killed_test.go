@@ -17,7 +17,9 @@ func (w *world) kill(t *testing.T) {
 	if err := w.worker.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	<-w.ended
+	if err := <-w.ended; err == nil {
+		t.Error("the worker ended in order although it was killed")
+	}
 	w.worker = nil
 	// Its storage daemons die with it.
 	lab.Eventually(t, "the worker's children are gone", func() bool {
