@@ -24,9 +24,10 @@ func fuseProgram(fsType string) (string, bool) {
 }
 
 // serve runs a FUSE program in the foreground (-f, as every libfuse program takes it) until its
-// mount is there, which may be before the program has reached its server (sshfs). mount(8) would let it go into the background: a daemon without an owner that outlives
-// the worker and, with it, keeps the mount namespace and the mount. As a child it dies with the worker, and
-// ending it fails whatever hangs on the mount.
+// mount is there, which may be before the program has reached its server (sshfs). mount(8) would let it
+// go into the background: a daemon without an owner that outlives the worker and, with it, keeps the
+// mount namespace and the mount. As a child it dies with the worker, and ending it fails whatever hangs
+// on the mount.
 func (m *mount) serve(ctx context.Context, program, address string, opts []string) error {
 	path, err := lookFUSE(program)
 	if err != nil {
@@ -54,6 +55,16 @@ func (m *mount) serve(ctx context.Context, program, address string, opts []strin
 		case <-m.daemon.Done():
 			return errors.Join(m.daemon.Err(), fmt.Errorf("%s ended before it mounted %s", program, address))
 		}
+	}
+}
+
+// gaveUp says why a FUSE program has taken back the mount it had made: it did not reach its server.
+func (m *mount) gaveUp(ctx context.Context) error {
+	select {
+	case <-m.daemon.Done():
+		return errors.Join(m.daemon.Err(), errors.New("the mount is gone again"))
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

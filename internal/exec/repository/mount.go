@@ -54,7 +54,7 @@ func attach(ctx context.Context, spec messages.Repository, o Options) (*mount, e
 		err = m.mount(limited, spec, opts)
 	}
 	if err == nil {
-		err = m.verify()
+		err = m.verify(limited)
 	}
 	if err == nil {
 		return m, nil
@@ -122,10 +122,13 @@ func (m *mount) mount(ctx context.Context, spec messages.Repository, opts []stri
 
 // verify makes sure that a mount is really there and protected: mount(8) also ends with success
 // when it did nothing (nofail), and a helper may drop options.
-func (m *mount) verify() error {
+func (m *mount) verify(ctx context.Context) error {
 	info, err := m.info()
 	if err != nil {
 		return err
+	}
+	if info == nil && m.daemon != nil {
+		return m.gaveUp(ctx)
 	}
 	if info == nil {
 		return fmt.Errorf("mount ended with success, but nothing is mounted on %s", m.dir)
