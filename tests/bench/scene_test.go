@@ -24,8 +24,8 @@ type scene struct {
 	libvirt  *lab.Libvirt
 	worker   *worker
 	passFile string
-	// original is the raw image the guest's disk was made of.
-	original string
+	// disk is the guest's, original the raw image it was made of.
+	disk, original string
 	// dataMiB is how much of it is allocated.
 	dataMiB int64
 }
@@ -47,11 +47,11 @@ func newScene(b *testing.B, programs string, dataMiB int64) *scene {
 	if err := os.RemoveAll(files); err != nil {
 		b.Fatal(err)
 	}
-	disk := filepath.Join(s.dir, "disk.qcow2")
-	lab.Run(b, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", s.original, disk)
-	s.dataMiB = blocks(b, disk) / mib
+	s.disk = filepath.Join(s.dir, "disk.qcow2")
+	lab.Run(b, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", s.original, s.disk)
+	s.dataMiB = blocks(b, s.disk) / mib
 	s.libvirt = lab.Libvirtd(b)
-	s.libvirt.DefineVM(b, lab.VMOptions{Name: vmName, Disks: []lab.Disk{{Path: disk}}}).Running(b)
+	s.libvirt.DefineVM(b, lab.VMOptions{Name: vmName, Disks: []lab.Disk{{Path: s.disk}}}).Running(b)
 	s.worker = startWorker(b, programs, s.libvirt.URI)
 	return s
 }
