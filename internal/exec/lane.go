@@ -27,6 +27,8 @@ type lane struct {
 	src, dst endpoint
 	size     int64
 	limiter  *copier.Limiter
+	// unit is what the target takes whole, in bytes; 0 for any.
+	unit int64
 	// digests are written as the data passes (a backup); check is compared with it (a restore).
 	digests *digest.Writer
 	check   *digest.Reader
@@ -54,7 +56,7 @@ func runLane(ctx context.Context, l lane) (copier.Stats, error) {
 		return copier.Stats{}, messages.Errorf(messages.CodeVMStateChanged, "disk %s has %d bytes now and had %d: it was resized", l.name, src.Size(), l.size)
 	}
 	stats, err := copier.Copy(ctx, src, dst, copier.Options{
-		Limiter: l.limiter, Digests: l.digests, Check: l.check, ZeroHoles: l.zeroHoles,
+		Limiter: l.limiter, Unit: l.unit, Digests: l.digests, Check: l.check, ZeroHoles: l.zeroHoles,
 		Progress: func(done, total int64) { l.report.Disk(l.name, done, total) },
 	})
 	if err != nil {

@@ -41,6 +41,8 @@ type takenDisk struct {
 	index             int
 	file, digestsFile string
 	target            *storaged.Daemon
+	// unit is the size of the target's clusters, in bytes.
+	unit int64
 	// digests are collected on the host, and copied to the repository when they are complete.
 	digests *digest.Writer
 	stats   copier.Stats
@@ -160,6 +162,7 @@ func (t *taking) createTarget(ctx context.Context, d *takenDisk) (err error) {
 	if t.cmd.Details.Compression {
 		file.Compression = t.cmd.Details.Type()
 	}
+	d.unit = file.ClusterSize()
 	if file.Path, err = t.partial.Path(ctx, d.file); err != nil {
 		return err
 	}
@@ -182,7 +185,7 @@ func (t *taking) copyAll(ctx context.Context) error {
 		return each(ctx, t.disks, func(ctx context.Context, d *takenDisk) (err error) {
 			d.stats, err = runLane(ctx, lane{
 				name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{d.target.Socket(), d.name},
-				size: d.size, limiter: t.limiter, digests: d.digests, report: t.r,
+				size: d.size, unit: d.unit, limiter: t.limiter, digests: d.digests, report: t.r,
 			})
 			return ownTrouble(err)
 		})

@@ -197,6 +197,8 @@ func TestOddSizes(t *testing.T) {
 		if err := os.Truncate(image, size); err != nil {
 			t.Fatal(err)
 		}
+		// A hole smaller than a compressed cluster.
+		lab.Run(t, "fallocate", "--punch-hole", "--offset", "64K", "--length", "64K", image)
 		for _, f := range []features{{}, {compress: true, verify: true}, {compress: true, encrypt: true, verify: true}} {
 			t.Run(fmt.Sprintf("%d-%s", size, f), func(t *testing.T) {
 				ev := w.take(t, append(f.flags(w, t), "--image", image)...)

@@ -41,6 +41,9 @@ type Options struct {
 	Limiter *Limiter
 	// Depth is how many blocks are under way at a time; 0 means DefaultDepth.
 	Depth int
+	// Unit is what the target takes whole, in bytes: the cluster size of a compressed qcow2. It is
+	// a power of two of at most 1 MiB; 0 means 64 KiB, or the target's least block if that is more.
+	Unit int64
 	// Digests records the digest of each block that Copy copies. Its size is the source's.
 	Digests *digest.Writer
 	// Check is what Copy compares the source's content with, before it is written. Its size is
@@ -61,7 +64,7 @@ type Options struct {
 type Stats struct {
 	// DataBytes were read from the source, in whole clusters of 64 KiB: what the Limiter counts.
 	DataBytes int64
-	// WrittenBytes were written to the target as data. Clusters that read as zeroes are not.
+	// WrittenBytes were written to the target as data. Units that read as zeroes are not.
 	WrittenBytes int64
 	// ZeroBytes were written to the target as explicit zeroes.
 	ZeroBytes int64
@@ -97,6 +100,10 @@ func (j *job) prepare(ctx context.Context) error {
 		}
 		least, _, _ := j.dst.BlockSizes()
 		j.end = min((size+least-1)/least*least, j.dst.Size())
+		j.Unit = max(j.Unit, least, clusterSize)
+		if j.Unit > blockSize || j.Unit&(j.Unit-1) != 0 {
+			return messages.Errorf(messages.CodeInternal, "the target wants %d bytes at a time", j.Unit)
+		}
 	}
 	if j.Digests != nil && j.Digests.Size() != size {
 		return messages.Errorf(messages.CodeInternal, "digests for a disk of %d bytes, the source has %d", j.Digests.Size(), size)

@@ -23,9 +23,9 @@ const (
 // that the source's end is filled with zeroes up to a multiple of the target's least block: 64
 // KiB for QEMU's compress filter, which serves no disk of another size.
 //
-// Data is copied in whole clusters of 64 KiB. A cluster that reads as zeroes is treated like a
-// hole, whatever the source's block status says; and a block that is all zeroes gets no digest
-// but the record Absent, or Zero with ZeroHoles.
+// Data is read in whole clusters of 64 KiB and written in whole units of the target. A unit that
+// reads as zeroes is treated like a hole, whatever the source's block status says; and a block that
+// is all zeroes gets no digest but the record Absent, or Zero with ZeroHoles.
 //
 // The error is the cause of ctx's end, a *digest.Mismatch, or a *messages.Error of the code
 // source_read_failed, target_write_failed, target_full, target_too_small or backup_corrupt, with
@@ -189,6 +189,7 @@ func (j *job) record(b block, buf []byte) error {
 }
 
 func (j *job) write(ctx context.Context, b block, buf []byte, done *Stats) error {
+	b.data = b.data.grow(j.Unit)
 	for _, s := range b.spans(b.data) {
 		if err := j.dst.WriteAt(ctx, buf[s.start:s.end], b.off+s.start); err != nil {
 			return targetError(err, b.off+s.start)

@@ -73,6 +73,7 @@ func TestCopyModel(t *testing.T) {
 		if dst.Size() < src.Size() {
 			dst.data = append(dst.data, make([]byte, dst.least)...)
 		}
+		unit := rapid.SampledFrom([]int64{0, clusterSize, 4 * clusterSize, blockSize}).Draw(t, "unit")
 		zeroHoles := rapid.Bool().Draw(t, "zero holes")
 		if zeroHoles {
 			_, _ = rand.NewChaCha8([32]byte{1}).Read(dst.data)
@@ -80,6 +81,7 @@ func TestCopyModel(t *testing.T) {
 		want := append(bytes.Clone(src.data), dst.data[src.Size():]...)
 		padded := (src.Size() + dst.least - 1) / dst.least * dst.least
 		clear(want[src.Size():padded])
+		dst.unit, dst.cut = unit, padded
 		dst.fail = aligned(t, src.Size())
 
 		path := filepath.Join(dir, "d")
@@ -91,6 +93,7 @@ func TestCopyModel(t *testing.T) {
 		var last, total int64
 		stats, err := Copy(context.Background(), src, dst, Options{
 			Depth:     rapid.IntRange(0, 5).Draw(t, "depth"),
+			Unit:      unit,
 			Digests:   w,
 			ZeroHoles: zeroHoles,
 			Progress: func(d, of int64) {

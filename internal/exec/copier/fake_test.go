@@ -2,6 +2,7 @@ package copier
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type disk struct {
 	extents []nbd.Extent // nil: all data
 	least   int64        // block size; 0 is 1
+	unit    int64        // what is written whole; 0 is 1
+	cut     int64        // where a unit may end early
 	fail    func(op string, off int64) error
 	flushed atomic.Bool
 	reads   atomic.Int64 // bytes
@@ -74,9 +77,13 @@ func (d *disk) WriteAt(ctx context.Context, p []byte, off int64) error {
 	if err := d.failure(ctx, "write", off); err != nil {
 		return err
 	}
+	unit, end := max(d.unit, 1), off+int64(len(p))
+	if off%unit != 0 || end%unit != 0 && end != d.cut {
+		return fmt.Errorf("a write of %d bytes at %d breaks a unit of %d", len(p), off, unit)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	copy(d.data[off:off+int64(len(p))], p)
+	copy(d.data[off:end], p)
 	return nil
 }
 

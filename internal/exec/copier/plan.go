@@ -13,8 +13,8 @@ import (
 const (
 	// blockSize is the unit of work, in bytes.
 	blockSize = digest.BlockSize
-	// clusterSize is the unit of reading and writing, in bytes: compressed clusters of qcow2 must
-	// be written whole.
+	// clusterSize is the unit of reading, and of writing unless the target has a larger one, in
+	// bytes.
 	clusterSize = 64 << 10
 	// window is how much block status is asked for at a time, in bytes.
 	window = 256 << 20
@@ -36,6 +36,18 @@ type clusters uint16
 type span struct{ start, end int64 }
 
 func (b block) index() int64 { return b.off / blockSize }
+
+// grow adds to each cluster of a set the others of its unit, in bytes: clusterSize times a power of
+// two, at most blockSize.
+func (c clusters) grow(unit int64) clusters {
+	n := unit / clusterSize
+	for mask := clusters(1<<n - 1); mask != 0; mask <<= n {
+		if c&mask != 0 {
+			c |= mask
+		}
+	}
+	return c
+}
 
 // spans returns the runs of clusters in set, in order, within the block.
 func (b block) spans(set clusters) []span {

@@ -61,7 +61,8 @@ func backUp(t testing.TB, raw, qcow2 string, compressed bool, o Options) {
 	must(t, err)
 	size := (st.Size() + 511) &^ 511 // QEMU's disks have whole sectors
 	if compressed {                  // the filter serves disks of whole clusters only
-		nbdtest.CreateQcow2(t, qcow2, (size+clusterSize-1)/clusterSize*clusterSize, "compression_type=zstd")
+		const unit = 4 * clusterSize
+		nbdtest.CreateQcow2(t, qcow2, (size+unit-1)/unit*unit, fmt.Sprintf("compression_type=zstd,cluster_size=%d", unit))
 	} else {
 		nbdtest.CreateQcow2(t, qcow2, size, "")
 	}

@@ -20,7 +20,7 @@ const (
 	checkLeaks       = 3
 )
 
-// Report is what qemu-img check found in an image. Clusters are of 64 KiB in our backups.
+// Report is what qemu-img check found in an image.
 type Report struct {
 	// Corruptions damage content.
 	Corruptions int64 `json:"corruptions"`
