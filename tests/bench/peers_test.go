@@ -103,6 +103,7 @@ func (s *scene) virtnbdbackup(flags ...string) way {
 
 // nbdcopy makes the same graphs as ours and lets nbdcopy do the copying between them.
 func (s *scene) nbdcopy(compression string) way {
+	file := storaged.NewBackup{Compression: compression}
 	return func(b *testing.B, out string) (sample, string) {
 		b.Helper()
 		ctx := context.Background()
@@ -112,6 +113,7 @@ func (s *scene) nbdcopy(compression string) way {
 		dom, err := h.Domain(ctx, vmName)
 		must(b, err)
 		target := filepath.Join(out, "vda.qcow2")
+		file.Path, file.Size = target, dom.Disks[0].SizeBytes
 		src, dst := filepath.Join(s.dir, "src"), filepath.Join(s.dir, "dst")
 		defer func() { must(b, os.RemoveAll(src)); must(b, os.RemoveAll(dst)) }()
 		spec := hypervisor.BackupSpec{
@@ -126,13 +128,13 @@ func (s *scene) nbdcopy(compression string) way {
 		d, err := storaged.Start(ctx, storaged.Config{Dir: dst, Log: zerolog.Nop()})
 		must(b, err)
 		defer func() { must(b, d.Stop()) }()
-		must(b, d.CreateBackup(ctx, "vda", storaged.NewBackup{Path: target, Size: dom.Disks[0].SizeBytes, Compression: compression}))
+		must(b, d.CreateBackup(ctx, "vda", file))
 		_, err = h.BeginBackup(ctx, spec)
 		must(b, err)
 		begun := time.Now()
 		// Compressed clusters must be written whole: zeroes are looked for in units of them.
-		measured(b, memory, "nbdcopy", "--target-is-zero", "--flush", "--sparse=65536", "--request-size=1048576", "--requests=16",
-			"nbd+unix:///vda?socket="+spec.Socket, "nbd+unix:///vda?socket="+d.Socket())
+		measured(b, memory, "nbdcopy", "--target-is-zero", "--flush", fmt.Sprintf("--sparse=%d", file.ClusterSize()), "--request-size=1048576",
+			"--requests=16", "nbd+unix:///vda?socket="+spec.Socket, "nbd+unix:///vda?socket="+d.Socket())
 		must(b, h.EndBackup(ctx, vmName, spec.Socket))
 		must(b, d.CloseExport(ctx, "vda"))
 		closed := time.Now()
