@@ -17,6 +17,7 @@ const (
 	CodePassphraseForeign  Code = "passphrase_unreadable"
 	CodeWrongPassphrase    Code = "wrong_passphrase"
 	CodeModeUnavailable    Code = "mode_unavailable"
+	CodeChainBroken        Code = "chain_broken"
 )
 
 // The codes of what a job found at its source: the VM, its disks, the hypervisor.
@@ -47,6 +48,7 @@ const (
 	CodeBackupNotFound        Code = "backup_not_found"
 	CodeBackupCorrupt         Code = "backup_corrupt"
 	CodeBackupInUse           Code = "backup_in_use"
+	CodeBackupNeeded          Code = "backup_needed"
 	CodeVerifyFailed          Code = "verify_failed"
 )
 
@@ -76,6 +78,7 @@ var codeTable = map[Code]codeFacts{
 	CodePassphraseForeign:  {false, "Seal the passphrase again with this host's present key (publisher seal --zone Z --host H)."},
 	CodeWrongPassphrase:    {false, "Give the passphrase the backup was taken with."},
 	CodeModeUnavailable:    {false, "Use mode full or auto."},
+	CodeChainBroken:        {false, "Take a full backup, which starts a new chain (mode full or auto)."},
 
 	CodeVMNotFound:        {false, "Check the name with virsh list --all on the host, and that its hostworker was started with --libvirt."},
 	CodeVMRunning:         {false, "Shut the VM down first, or restore to a folder or another VM."},
@@ -100,6 +103,7 @@ var codeTable = map[Code]codeFacts{
 	CodeBackupNotFound:        {false, "List what exists with publisher ls; rebuild the catalog with publisher ls --refresh."},
 	CodeBackupCorrupt:         {false, "Restore another backup; keep this one for examination."},
 	CodeBackupInUse:           {true, "Another job works on this backup; it is tried again."},
+	CodeBackupNeeded:          {false, "Delete the backups that need it first, or all of them at once (publisher delete --cascade)."},
 	CodeVerifyFailed:          {false, "The bytes on the repository are not those that were copied: check its storage, then take a new backup."},
 
 	CodeStorageDaemonFailed: {true, "See the cause; hostworker doctor checks the QEMU tools of the host."},

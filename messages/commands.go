@@ -15,6 +15,12 @@ const DefaultAttempts = 3
 // maxAttempts bounds a command's attempts.
 const maxAttempts = 100
 
+// DefaultFullEvery is how many backups a chain has at most when the command does not say.
+const DefaultFullEvery = 14
+
+// MaxChain bounds every chain: a restore opens all of its backups at once.
+const MaxChain = 128
+
 // Type says what a command asks for.
 type Type string
 
@@ -73,9 +79,22 @@ type TakeBackup struct {
 	Repository Repository `json:"repository"`
 	// Quiesce asks the guest agent to freeze the file systems; off by default.
 	Quiesce Quiesce `json:"quiesce,omitempty"`
-	// Mode is full (the default), incremental or auto.
-	Mode    Mode    `json:"mode,omitempty"`
-	Details Details `json:"details,omitzero"`
+	// Mode is full, incremental or auto. Without it the backup is a full one that leaves nothing in
+	// the VM; with any of the three the VM gets a checkpoint where it can, which the next
+	// incremental continues from.
+	Mode Mode `json:"mode,omitempty"`
+	// FullEvery is how many backups a chain may have before auto takes a full one, that one
+	// included; 0 means DefaultFullEvery, 1 that every backup is full.
+	FullEvery int     `json:"full_every,omitempty"`
+	Details   Details `json:"details,omitzero"`
+}
+
+// ChainLimit returns the FullEvery in force.
+func (c *TakeBackup) ChainLimit() int {
+	if c.FullEvery == 0 {
+		return DefaultFullEvery
+	}
+	return c.FullEvery
 }
 
 // Image is a disk that belongs to no VM. In JSON it is its path, or an object when it states its format.
@@ -119,6 +138,9 @@ type VerifyBackup struct {
 type DeleteBackup struct {
 	Header
 	Backup BackupRef `json:"backup"`
+	// Cascade also removes the incrementals that need the backup; without it they are a reason to
+	// refuse.
+	Cascade bool `json:"cascade,omitempty"`
 }
 
 // ListBackups asks for the manifests of a repository to be read; the host's part of the catalog
@@ -161,6 +183,36 @@ const (
 	ModeFull        Mode = "full"
 	ModeIncremental Mode = "incremental"
 	ModeAuto        Mode = "auto"
+)
+
+// FullReason is why a backup of mode auto is a full one. The words are stable.
+type FullReason string
+
+// The reasons. The first three are of a source that has no bitmaps, the others of a chain.
+const (
+	// FullImages: disk images of no VM.
+	FullImages FullReason = "images"
+	// FullVMStopped: bitmaps are read from a running VM alone.
+	FullVMStopped FullReason = "vm_stopped"
+	// FullNoBitmaps: no disk of the VM is a qcow2, which alone can hold a bitmap.
+	FullNoBitmaps FullReason = "no_bitmaps"
+	// FullNoChain: the repository holds no backup of this VM that an incremental can continue.
+	FullNoChain FullReason = "no_chain"
+	// FullCheckpointLost: libvirt no longer has the checkpoint of any of them, as after the VM was
+	// defined again, migrated or restored.
+	FullCheckpointLost FullReason = "checkpoint_lost"
+	// FullBitmapBroken: a bitmap is missing or cannot be trusted, as after a crash of the host.
+	FullBitmapBroken FullReason = "bitmap_broken"
+	// FullDiskAdded, FullDiskResized, FullDiskReplaced: the VM's disks are not those of the parent.
+	FullDiskAdded    FullReason = "disk_added"
+	FullDiskResized  FullReason = "disk_resized"
+	FullDiskReplaced FullReason = "disk_replaced"
+	// FullParentBroken: a backup of the chain is missing, damaged, or failed a verification.
+	FullParentBroken FullReason = "parent_broken"
+	// FullEncryptionChanged: the chain has another passphrase, or one of the two is not encrypted.
+	FullEncryptionChanged FullReason = "encryption_changed"
+	// FullEvery: the chain has as many backups as the command allows.
+	FullEvery FullReason = "full_every"
 )
 
 // Quiesce says whether the guest's file systems are frozen for the moment of the backup.

@@ -156,8 +156,14 @@ type CatalogEntry struct {
 	VM        string    `json:"vm"`
 	JobID     string    `json:"job_id"`
 	CreatedAt time.Time `json:"created_at"`
-	Mode      Mode      `json:"mode"`
-	Encrypted bool      `json:"encrypted"`
+	// Mode says what it is, full or incremental, whatever was asked for.
+	Mode Mode `json:"mode"`
+	// Parent is the id of the backup that an incremental continues and cannot be restored without;
+	// "" for a full one.
+	Parent string `json:"parent,omitempty"`
+	// FullReason says why a backup of mode auto is a full one.
+	FullReason FullReason `json:"full_reason,omitempty"`
+	Encrypted  bool       `json:"encrypted"`
 	// Compressed says whether the clusters are compressed.
 	Compressed bool `json:"compressed"`
 	// Quiesced says whether the guest's file systems were frozen for it.

@@ -87,6 +87,9 @@ func (c *TakeBackup) Validate() error {
 	if !slices.Contains([]Mode{"", ModeFull, ModeIncremental, ModeAuto}, c.Mode) {
 		return Errorf(CodeInvalidMessage, "mode %q is not full, incremental or auto", c.Mode)
 	}
+	if c.FullEvery < 0 || c.FullEvery > MaxChain {
+		return Errorf(CodeInvalidMessage, "full_every %d is not from 1 to %d", c.FullEvery, MaxChain)
+	}
 	if !slices.Contains([]Quiesce{"", QuiesceOff, QuiesceBestEffort, QuiesceRequired}, c.Quiesce) {
 		return Errorf(CodeInvalidMessage, "quiesce %q is not off, best_effort or required", c.Quiesce)
 	}

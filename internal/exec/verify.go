@@ -117,6 +117,9 @@ func (k *keys) wipe() {
 func storedDisks(ctx context.Context, b *repository.Backup, from []repository.Disk) ([]storedDisk, error) {
 	var disks []storedDisk
 	for i, d := range from {
+		if d.Incremental {
+			return nil, messages.Errorf(messages.CodeUnsupportedVersion, "disk %s of backup %s holds changes alone", d.Name, b.Manifest.ID)
+		}
 		if d.DigestsFile == "" || d.VirtualBytes == 0 {
 			return nil, messages.Errorf(messages.CodeBackupCorrupt, "disk %s has no digests or no size in the manifest", d.Name)
 		}

@@ -193,7 +193,10 @@ func TestCommitRefusesItsOwnMistakes(t *testing.T) {
 		"no disk":        func(m *Manifest) { m.Disks = nil },
 		"a missing file": func(m *Manifest) { m.Disks[0].DigestsFile = "vdb.digests" },
 		"a path":         func(m *Manifest) { m.Disks[0].File = "../x" },
-		"incremental":    func(m *Manifest) { m.Mode = messages.ModeIncremental },
+		"no such mode":   func(m *Manifest) { m.Mode = messages.ModeAuto },
+		"no parent": func(m *Manifest) {
+			m.Mode, m.Links, m.Disks[0].Incremental = messages.ModeIncremental, 2, true
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, loc := openDir(t), location()

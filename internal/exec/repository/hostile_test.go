@@ -188,7 +188,7 @@ func TestHostileFiles(t *testing.T) {
 		"disk name":  {edit(`"vda"`, `"vda,file=/x"`), corrupt},
 		"newer":      {edit(`"version": 1`, `"version": 2`), tooNew},
 		"no version": {edit(`"version": 1`, `"version": 0`), corrupt},
-		"mode":       {edit(`"full"`, `"incremental"`), tooNew},
+		"mode":       {edit(`"full"`, `"differential"`), tooNew},
 		"format": {edit(`"format": "qcow2",
       "luks"`, `"format": "raw",
       "luks"`), tooNew},

@@ -43,6 +43,15 @@ type Manifest struct {
 	CreatedAt  time.Time     `json:"created_at"`
 	FinishedAt time.Time     `json:"finished_at"`
 	Mode       messages.Mode `json:"mode"`
+	// FullReason says why a backup of mode auto is a full one.
+	FullReason messages.FullReason `json:"full_reason,omitempty"`
+	// Parent is the backup, beside this one, that an incremental continues; "" for a full one.
+	Parent string `json:"parent,omitempty"`
+	// Links is how many backups a restore reads: one more than the parent's. 0 stands for 1.
+	Links int `json:"links,omitempty"`
+	// Checkpoint is the name of libvirt's checkpoint of CreatedAt, which an incremental can continue
+	// from as long as libvirt has it; "" where there was none.
+	Checkpoint string `json:"checkpoint,omitempty"`
 	// Quiesced says whether the guest's file systems were frozen at CreatedAt, FrozenSeconds for how long.
 	Quiesced      bool    `json:"quiesced"`
 	FrozenSeconds float64 `json:"frozen_seconds,omitempty"`
@@ -89,6 +98,11 @@ type Disk struct {
 	DigestsFile string `json:"digests_file,omitempty"`
 	Format      string `json:"format"`
 	LUKS        bool   `json:"luks"`
+	// Incremental says that File holds only what has changed since the parent's disk of the same
+	// name. A full backup has none; an incremental can have disks that are whole.
+	Incremental bool `json:"incremental,omitempty"`
+	// Bitmap says that the checkpoint has a bitmap of the disk.
+	Bitmap bool `json:"bitmap,omitempty"`
 	// VirtualBytes is the size of the disk, DataBytes how much of it was copied.
 	VirtualBytes int64 `json:"virtual_bytes"`
 	DataBytes    int64 `json:"data_bytes"`
@@ -122,6 +136,7 @@ const (
 func (m Manifest) CatalogEntry(repo messages.Repository, backupPath string) messages.CatalogEntry {
 	e := messages.CatalogEntry{
 		ID: m.ID, Zone: m.Zone, Host: m.Host, VM: m.VM, JobID: m.JobID, CreatedAt: m.CreatedAt, Mode: m.Mode,
+		Parent: m.Parent, FullReason: m.FullReason,
 		Encrypted: m.Encryption.LUKS, Compressed: m.Compression != "", Quiesced: m.Quiesced,
 		Disks: make([]messages.CatalogDisk, 0, len(m.Disks)), BackupPath: backupPath, Repository: repo,
 	}

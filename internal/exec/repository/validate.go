@@ -21,7 +21,11 @@ const (
 	minDigestBlock   = 4 << 10
 	maxDigestBlock   = 64 << 20
 	maxSeconds       = 1e9
+	maxWord          = 63
 )
+
+// checkpointPattern is that of libvirt's checkpoints with names that we give them.
+var checkpointPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
 
 // diskPattern is that of a disk in a RestoreBackup command.
 var diskPattern = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
@@ -66,6 +70,7 @@ func (m Manifest) check(loc Location) error {
 		messages.CheckLabel("zone", m.Zone),
 		messages.CheckLabel("host", m.Host),
 		m.checkKind(),
+		m.checkChain(),
 		m.Digest.check(),
 		m.checkDisks(),
 	} {
@@ -81,7 +86,7 @@ func (m Manifest) check(loc Location) error {
 
 func (m Manifest) checkKind() error {
 	switch {
-	case m.Mode != messages.ModeFull:
+	case m.Mode != messages.ModeFull && m.Mode != messages.ModeIncremental:
 		// It must never be taken for a whole disk.
 		return unsupported("its mode is %q", m.Mode)
 	case !slices.Contains([]SourceKind{SourceRunning, SourceStopped, SourceImages}, m.Source):
@@ -94,6 +99,34 @@ func (m Manifest) checkKind() error {
 		return unsupported("its compression is %q", m.Compression)
 	}
 	return nil
+}
+
+// checkChain judges a backup's place in its chain.
+func (m Manifest) checkChain() error {
+	incremental := m.Mode == messages.ModeIncremental
+	switch {
+	case m.Checkpoint != "" && !checkpointPattern.MatchString(m.Checkpoint):
+		return corrupt("%q is not the name of a checkpoint", m.Checkpoint)
+	case len(m.FullReason) > maxWord:
+		return corrupt("full_reason has %d bytes", len(m.FullReason))
+	case !incremental && (m.Parent != "" || m.Links > 1 || m.Links < 0 || m.hasIncremental()):
+		return corrupt("it is a full backup and continues another")
+	case !incremental:
+		return nil
+	case m.Parent == m.ID:
+		return corrupt("it is its own parent")
+	case m.Links < 2 || m.Links > messages.MaxChain:
+		return corrupt("it is an incremental and links is %d", m.Links)
+	case !m.hasIncremental():
+		return corrupt("it is an incremental with none of its disks")
+	case m.Digest.Algorithm == "":
+		return corrupt("it is an incremental without digests")
+	}
+	return messages.CheckID("parent", m.Parent)
+}
+
+func (m Manifest) hasIncremental() bool {
+	return slices.ContainsFunc(m.Disks, func(d Disk) bool { return d.Incremental })
 }
 
 func (d Digest) check() error {
