@@ -9,6 +9,7 @@ import (
 
 	"github.com/nasfleet/nasfleet/internal/bus"
 	"github.com/nasfleet/nasfleet/internal/flagfile"
+	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -16,7 +17,7 @@ func newParser(c *cli, stdout, stderr io.Writer) (*kong.Kong, error) {
 	return kong.New(c,
 		kong.Name("publisher"), kong.Description(description), kong.Writers(stdout, stderr),
 		flagfile.Option(), kong.DefaultEnvars("NASFLEET"),
-		kong.Vars{"default_nats": bus.DefaultURL, "version": version},
+		kong.Vars{"default_nats": bus.DefaultURL, "default_keys": secret.DefaultFolder(), "version": version},
 		kong.NamedMapper("quiesce", kong.MapperFunc(decodeQuiesce)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 	)

@@ -33,7 +33,12 @@ func TestPages(t *testing.T) {
 		if !strings.HasPrefix(page, "# publisher "+command.Name+"\n") {
 			t.Errorf("%s has another title", name)
 		}
-		comparePage(t, name, page, append(slices.Clone(parser.Model.Flags), command.Flags...))
+		comparePage(t, name, page, append(slices.Clone(parser.Model.Flags), flagsBelow(command)...))
+		for _, below := range command.Children {
+			if !strings.Contains(page, "publisher "+command.Name+" "+below.Name) {
+				t.Errorf("%s does not explain %s", name, below.Name)
+			}
+		}
 	}
 	comparePage(t, "README.md", index, parser.Model.Flags)
 	files, err := filepath.Glob(filepath.Join(pages, "*"))
@@ -63,6 +68,19 @@ func comparePage(t *testing.T, name, page string, flags []*kong.Flag) {
 			t.Errorf("%s explains --%s, which there is not", name, row[1])
 		}
 	}
+}
+
+// flagsBelow returns the flags of a command and of those below it, each name once.
+func flagsBelow(command *kong.Node) []*kong.Flag {
+	flags := slices.Clone(command.Flags)
+	for _, below := range command.Children {
+		for _, f := range flagsBelow(below) {
+			if !slices.ContainsFunc(flags, func(g *kong.Flag) bool { return g.Name == f.Name }) {
+				flags = append(flags, f)
+			}
+		}
+	}
+	return flags
 }
 
 func readPage(t *testing.T, name string) string {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/nasfleet/nasfleet/internal/bus"
 	"github.com/nasfleet/nasfleet/internal/fleet"
+	"github.com/nasfleet/nasfleet/internal/secret"
 )
 
 const description = `Take, restore, verify and delete backups of VMs on many hosts, over NATS JetStream.
@@ -55,6 +56,7 @@ type connection struct {
 	NATS     string           `name:"nats" help:"NATS server, or several separated by commas. Default: that of --context, or else ${default_nats}." placeholder:"URL"`
 	Context  string           `help:"Context of the nats CLI: its name or its file." placeholder:"NAME"`
 	Creds    string           `help:"NATS credentials file." placeholder:"FILE"`
+	Keys     string           `help:"Folder with the publisher's own keys." default:"${default_keys}" placeholder:"DIR"`
 	Version  kong.VersionFlag `help:"Print the version."`
 	LogLevel string           `help:"What is logged to standard error: ${enum}." enum:"debug,info,warn,error" default:"warn"`
 }
@@ -77,7 +79,7 @@ func (a *app) with(ctx context.Context, fn func(m *fleet.Manager) error) error {
 		return err
 	}
 	defer b.Close()
-	return fn(fleet.New(b, a.log))
+	return fn(fleet.New(b, secret.NewFolder(a.Keys), a.log))
 }
 
 func main() {

@@ -53,6 +53,7 @@ func setUp(env *testscript.Env) error {
 	})
 	env.Values[fleetKey{}] = f
 	env.Setenv("NASFLEET_NATS", f.URL)
+	env.Setenv("NASFLEET_KEYS", filepath.Join(env.WorkDir, "keys"))
 	env.Setenv("PASSPHRASE", fleettest.Passphrase)
 	return nil
 }

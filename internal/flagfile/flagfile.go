@@ -82,26 +82,52 @@ func (f *file) Resolve(ctx *kong.Context, parent *kong.Path, flag *kong.Flag) (a
 // Validate implements kong.Resolver: it refuses keys that are neither a flag nor a command with flags.
 func (f *file) Validate(model *kong.Application) error {
 	known := settable(model.Flags)
-	commands := map[string]map[string]bool{}
-	for _, node := range model.Children {
-		commands[node.Name] = settable(node.Flags)
-		maps.Copy(known, commands[node.Name])
-	}
+	everyFlag(model.Node, known)
 	for _, key := range slices.Sorted(maps.Keys(f.keys)) {
-		section, isMap := f.keys[key].(map[string]any)
-		flags, isCommand := commands[key]
-		switch {
-		case isCommand && isMap:
-			for _, sub := range slices.Sorted(maps.Keys(section)) {
-				if !flags[sub] {
-					return fmt.Errorf("%s: %s has no %s", f.name, key, sub)
-				}
+		if section, command := f.section(model.Node, key, f.keys[key]); command != nil {
+			if err := f.validate(command, section); err != nil {
+				return err
 			}
-		case !known[key]:
+		} else if !known[key] {
 			return fmt.Errorf("%s: unknown key %s", f.name, key)
 		}
 	}
 	return nil
+}
+
+// validate refuses keys of a command's section that are neither its flags nor commands below it.
+func (f *file) validate(command *kong.Node, section map[string]any) error {
+	flags := settable(command.Flags)
+	for _, key := range slices.Sorted(maps.Keys(section)) {
+		if below, sub := f.section(command, key, section[key]); sub != nil {
+			if err := f.validate(sub, below); err != nil {
+				return err
+			}
+		} else if !flags[key] {
+			return fmt.Errorf("%s: %s has no %s", f.name, command.Name, key)
+		}
+	}
+	return nil
+}
+
+// section returns the command of that name below a node, and its settings; nil where the key
+// names none, or holds no settings.
+func (f *file) section(node *kong.Node, key string, value any) (map[string]any, *kong.Node) {
+	settings, ok := value.(map[string]any)
+	for _, child := range node.Children {
+		if ok && child.Name == key {
+			return settings, child
+		}
+	}
+	return nil, nil
+}
+
+// everyFlag adds the flags of all commands below a node.
+func everyFlag(node *kong.Node, known map[string]bool) {
+	for _, child := range node.Children {
+		maps.Copy(known, settable(child.Flags))
+		everyFlag(child, known)
+	}
 }
 
 // settable names the flags that a file can set: not those that kong acts on before it reads one.

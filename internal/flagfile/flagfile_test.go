@@ -20,6 +20,30 @@ type cli struct {
 	Level   string `default:"info"`
 	Run     cmd    `cmd:""`
 	Stop    cmd    `cmd:""`
+	Zone    struct {
+		Set  setCmd `cmd:""`
+		Keys struct {
+			Set setCmd `cmd:""`
+		} `cmd:""`
+	} `cmd:""`
+}
+
+type setCmd struct {
+	Deep string
+}
+
+// Commands below commands have sections below sections; their flags hold at the top as well.
+func TestNested(t *testing.T) {
+	for content, want := range map[string]string{
+		"zone: {set: {deep: a}}":                                  "a",
+		"zone: {set: {deep: a}, keys: {set: {deep: b}}}\ndeep: c": "a",
+		"zone: {keys: {set: {deep: b}}}\ndeep: c":                 "c",
+	} {
+		got, err := parse(t, write(t, content), "zone", "set")
+		if err != nil || got.Zone.Set.Deep != want {
+			t.Errorf("%s: %+v, %v", content, got.Zone.Set, err)
+		}
+	}
 }
 
 type cmd struct {
@@ -94,6 +118,9 @@ func TestRefused(t *testing.T) {
 		"unknown in a command": {"run: {sizes: 1}", "run has no sizes"},
 		"in another command":   {"stop: {sizes: 1}", "stop has no sizes"},
 		"prefixed by command":  {"run-size: 1", "unknown key run-size"},
+		"unknown below":        {"zone: {set: {depe: 1}}", "set has no depe"},
+		"unknown far below":    {"zone: {keys: {set: {size: 1}}}", "set has no size"},
+		"no command below":     {"zone: {sett: {deep: 1}}", "zone has no sett"},
 		"flag of the program":  {"run: {level: debug}", "run has no level"},
 		"command as a value":   {"run: 3", "unknown key run"},
 		"another file":         {"config: other.yaml", "unknown key config"},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/nasfleet/nasfleet/internal/bus"
 	"github.com/nasfleet/nasfleet/internal/fleet/fleettest"
+	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -35,7 +37,7 @@ func start(t *testing.T) (*Manager, *fleettest.Fleet, *bytes.Buffer) {
 		t.Fatal(err)
 	}
 	log := &bytes.Buffer{}
-	return New(f.Bus, zerolog.New(log)), f, log
+	return New(f.Bus, secret.NewFolder(filepath.Join(t.TempDir(), "keys")), zerolog.New(log)), f, log
 }
 
 func take(t *testing.T, zone, host, vm string) *Job {

@@ -8,17 +8,22 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nasfleet/nasfleet/internal/bus"
+	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
 // Manager is the management side of one NATS. It may be used by several goroutines at once.
 type Manager struct {
-	bus *bus.Bus
-	log zerolog.Logger
+	bus  *bus.Bus
+	keys secret.Folder
+	log  zerolog.Logger
 }
 
-// New returns a Manager on b. Warnings, such as a host that is not there, go to log.
-func New(b *bus.Bus, log zerolog.Logger) *Manager { return &Manager{bus: b, log: log} }
+// New returns a Manager on b with the publisher's keys. Warnings, such as a host that is not there,
+// go to log.
+func New(b *bus.Bus, keys secret.Folder, log zerolog.Logger) *Manager {
+	return &Manager{bus: b, keys: keys, log: log}
+}
 
 // Hosts lists the hosts that are alive, by zone and name.
 func (m *Manager) Hosts(ctx context.Context) ([]messages.HostInfo, error) {

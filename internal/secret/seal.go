@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/nats-io/nkeys"
@@ -44,8 +43,7 @@ func LoadOrCreateKey(path string) (*Key, error) {
 	return &Key{kp}, nil
 }
 
-// createKey writes a whole file and then links it to its name, so that of two workers that start
-// at once both use the same key, and a crash leaves none or a whole one.
+// createKey makes a key and keeps it. Of two workers that start at once both use the same one.
 func createKey(path string) (*Key, error) {
 	k, err := NewKey()
 	if err != nil {
@@ -56,19 +54,10 @@ func createKey(path string) (*Key, error) {
 		return nil, fmt.Errorf("make a curve key: %w", err)
 	}
 	defer clear(seed)
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".key-*") // mode 0600
-	if err != nil {
-		return nil, fmt.Errorf("keep the host's key: %w", err)
-	}
-	defer func() { _ = os.Remove(tmp.Name()) }()
-	_, err = tmp.Write(seed)
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
-		return nil, fmt.Errorf("keep the host's key: %w", err)
-	}
-	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
+	if err := keepNew(path, seed); errors.Is(err, fs.ErrExist) {
 		return LoadOrCreateKey(path)
 	} else if err != nil {
-		return nil, fmt.Errorf("keep the host's key: %w", err)
+		return nil, fmt.Errorf("the host's key: %w", err)
 	}
 	return k, nil
 }

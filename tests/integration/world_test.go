@@ -147,7 +147,7 @@ func (w *world) try(args ...string) (stdout, stderr string, code int) {
 
 func (w *world) pipe(stdin []byte, args ...string) (stdout, stderr string, code int) {
 	cmd := exec.Command(filepath.Join(binDir, "publisher"), args...)
-	cmd.Env = append(os.Environ(), "NASFLEET_NATS="+w.url)
+	cmd.Env = append(os.Environ(), "NASFLEET_NATS="+w.url, "NASFLEET_KEYS="+filepath.Join(w.dir, "keys"))
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
