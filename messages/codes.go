@@ -20,6 +20,15 @@ const (
 	CodeChainBroken        Code = "chain_broken"
 )
 
+// The codes of commands that are not the publisher's own word. They are reported by hosts that were
+// set up with the publisher's key.
+const (
+	CodeCommandUnsigned    Code = "command_unsigned"
+	CodeCommandForged      Code = "command_forged"
+	CodeCommandReaddressed Code = "command_readdressed"
+	CodeCommandExpired     Code = "command_expired"
+)
+
 // The codes of what a job found at its source: the VM, its disks, the hypervisor.
 const (
 	CodeVMNotFound        Code = "vm_not_found"
@@ -79,6 +88,11 @@ var codeTable = map[Code]codeFacts{
 	CodeWrongPassphrase:    {false, "Give the passphrase the backup was taken with."},
 	CodeModeUnavailable:    {false, "Use mode full or auto."},
 	CodeChainBroken:        {false, "Take a full backup, which starts a new chain (mode full or auto)."},
+
+	CodeCommandUnsigned:    {false, "Publish it with the publisher's key (publisher --keys DIR); this host takes no other commands."},
+	CodeCommandForged:      {false, "Check that --publisher-key on the host is the key publisher signs with; if it is, somebody has altered the command or made it up."},
+	CodeCommandReaddressed: {false, "Somebody has put a command of another job or host here: find out who may publish on backup.jobs."},
+	CodeCommandExpired:     {false, "Publish it again (publisher replay), and check the clocks of the host and of the publisher."},
 
 	CodeVMNotFound:        {false, "Check the name with virsh list --all on the host, and that its hostworker was started with --libvirt."},
 	CodeVMRunning:         {false, "Shut the VM down first, or restore to a folder or another VM."},

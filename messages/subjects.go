@@ -14,6 +14,9 @@ const (
 	CatalogBucket = "BACKUP_CATALOG"
 )
 
+// SignatureHeader is the header of a command's message that holds the publisher's signature of it.
+const SignatureHeader = "Nasfleet-Signature"
+
 // JobStream returns the name of the stream that keeps a zone's commands.
 func JobStream(zone string) string { return "BACKUP_JOBS_" + zone }
 

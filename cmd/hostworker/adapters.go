@@ -23,8 +23,10 @@ func (q queue) Next(ctx context.Context) (worker.Delivery, error) {
 
 type delivery struct{ *bus.Delivery }
 
-func (d delivery) Job() string  { return d.JobID }
-func (d delivery) Data() []byte { return d.Delivery.Data }
+func (d delivery) Job() string       { return d.JobID }
+func (d delivery) Subject() string   { return d.Delivery.Subject }
+func (d delivery) Data() []byte      { return d.Delivery.Data }
+func (d delivery) Signature() string { return d.Delivery.Signature }
 
 type outbox struct{ *bus.Bus }
 

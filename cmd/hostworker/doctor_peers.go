@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -100,7 +99,7 @@ func (c *doctorCmd) checkNATS(ctx context.Context) []finding {
 		return []finding{folder}
 	}
 	cfg := c.busConfig("doctor")
-	cfg.URL, cfg.Context, cfg.Creds = "nats://"+c.Listen, "", ""
+	cfg.URL, cfg.Context, cfg.Creds, cfg.NKey, cfg.CA = "nats://"+c.Listen, "", "", "", ""
 	return append([]finding{folder}, c.checkServer(ctx, cfg)...)
 }
 
@@ -202,7 +201,7 @@ func (c *doctorCmd) nameFinding(ctx context.Context, b *bus.Bus) finding {
 
 // foreign says whether a key is known not to be this host's.
 func (c *doctorCmd) foreign(public string) bool {
-	path := filepath.Join(c.StateDir, "host.key")
+	path := hostKey(c.StateDir)
 	if _, err := os.Stat(path); err != nil {
 		return !errors.Is(err, os.ErrPermission) // a worker here would have made it
 	}

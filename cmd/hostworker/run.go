@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/rs/zerolog"
 
@@ -48,11 +47,15 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 	if err := c.makeFolders(); err != nil {
 		return err
 	}
-	key, err := secret.LoadOrCreateKey(filepath.Join(c.StateDir, "host.key"))
+	key, err := secret.LoadOrCreateKey(hostKey(c.StateDir))
 	if err != nil {
 		return err
 	}
-	b, stopBus, err := c.bus(ctx, log)
+	authority, err := c.authority(log)
+	if err != nil {
+		return err
+	}
+	b, stopBus, err := c.bus(ctx, key, log)
 	if err != nil {
 		return err
 	}
@@ -78,7 +81,7 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	w, stopCommands, err := c.worker(b, key, executor, metrics, log)
+	w, stopCommands, err := c.worker(b, key, authority, executor, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -89,6 +92,19 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 	s.done()
 	log.Info().Str("version", version).Int("jobs", c.Jobs).Msg("ready")
 	return w.Run(ctx)
+}
+
+// authority checks commands; nil where the host was not told whose to take.
+func (c *runCmd) authority(log zerolog.Logger) (worker.Authority, error) {
+	if len(c.PublisherKey) == 0 {
+		log.Warn().Msg("commands are not authenticated: whoever may publish for this host commands it (--publisher-key)")
+		return nil, nil
+	}
+	v, err := secret.NewVerifier(c.CommandAge, c.PublisherKey...)
+	if err != nil {
+		return nil, &usageError{err: err, command: " run"}
+	}
+	return v, nil
 }
 
 // makeFolders makes the worker's own folders. The scratch folder, which guests have to reach, is
@@ -103,9 +119,13 @@ func (c *runCmd) makeFolders() error {
 }
 
 // bus prepares the connection to NATS, after starting the embedded server if there is to be one.
-func (c *runCmd) bus(ctx context.Context, log zerolog.Logger) (*bus.Bus, func(), error) {
+func (c *runCmd) bus(ctx context.Context, key *secret.Key, log zerolog.Logger) (*bus.Bus, func(), error) {
 	cfg := c.busConfig("hostworker")
 	cfg.Persist, cfg.Log = true, log
+	var err error
+	if cfg.EventKey, err = key.Derive("event ids"); err != nil {
+		return nil, nil, err
+	}
 	stop := func() {}
 	if c.EmbeddedNATS != "" {
 		server, err := bus.StartServer(ctx, bus.ServerConfig{Dir: c.EmbeddedNATS, Listen: c.Listen, Log: log})
@@ -137,7 +157,7 @@ func (c *runCmd) hypervisor(ctx context.Context, s *startup, log zerolog.Logger)
 }
 
 // worker takes the lock of the host's name, and returns the worker and what stops its queue.
-func (c *runCmd) worker(b *bus.Bus, key *secret.Key, executor *exec.Executor, m *worker.Metrics, log zerolog.Logger) (*worker.Worker, func(), error) {
+func (c *runCmd) worker(b *bus.Bus, key *secret.Key, authority worker.Authority, executor *exec.Executor, m *worker.Metrics, log zerolog.Logger) (*worker.Worker, func(), error) {
 	public, err := key.Public()
 	if err != nil {
 		return nil, nil, err
@@ -147,7 +167,7 @@ func (c *runCmd) worker(b *bus.Bus, key *secret.Key, executor *exec.Executor, m 
 		return nil, nil, err
 	}
 	w, err := worker.New(worker.Config{
-		Zone: c.Zone, Host: c.Host, Version: version, SealKey: public, Jobs: c.Jobs, StateDir: c.StateDir,
+		Zone: c.Zone, Host: c.Host, Version: version, SealKey: public, Authority: authority, Jobs: c.Jobs, StateDir: c.StateDir,
 		AckWait: c.AckWait, RetryDelay: c.RetryDelay, Grace: c.Grace, Metrics: m, Log: log,
 	}, queue{commands}, outbox{b}, executor)
 	if err != nil {

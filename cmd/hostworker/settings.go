@@ -29,7 +29,11 @@ type settings struct {
 	NATS         string        `name:"nats" help:"NATS server, or several separated by commas. Default: that of --context, or else ${default_nats}." placeholder:"URL"`
 	Context      string        `help:"Context of the nats CLI: its name or its file." placeholder:"NAME"`
 	Creds        string        `help:"NATS credentials file." placeholder:"FILE"`
-	EmbeddedNATS string        `name:"embedded-nats" help:"Run a NATS server in this process, its streams in this folder; --nats, --context and --creds are then not used." placeholder:"DIR"`
+	NKey         string        `name:"nkey" help:"File with the nkey seed of a NATS user, in place of --creds." placeholder:"FILE"`
+	CA           string        `name:"ca" help:"Certificates (PEM) that the NATS server's is checked against, in place of the system's." placeholder:"FILE"`
+	PublisherKey []string      `help:"Take only commands that are signed with this key (U…, or a file with one a line); repeatable. Without it the host takes whatever is published for it." sep:"none" placeholder:"KEY"`
+	CommandAge   time.Duration `help:"How long after it was issued a signed command may be begun." default:"720h"`
+	EmbeddedNATS string        `name:"embedded-nats" help:"Run a NATS server in this process, its streams in this folder; --nats, --context, --creds, --nkey and --ca are then not used." placeholder:"DIR"`
 	Listen       string        `help:"Where the embedded server listens; none for this process alone. It asks for no credentials." default:"${default_listen}"`
 	AckWait      time.Duration `help:"How long the server waits for a sign of life before it hands a command out again. It is set when the host's queue is made first." default:"60s"`
 
@@ -69,7 +73,7 @@ func (s *settings) Validate() error {
 	for _, d := range []struct {
 		flag  string
 		value time.Duration
-	}{{"mount-timeout", s.MountTimeout}, {"retry-delay", s.RetryDelay}, {"grace", s.Grace}} {
+	}{{"mount-timeout", s.MountTimeout}, {"retry-delay", s.RetryDelay}, {"command-age", s.CommandAge}, {"grace", s.Grace}} {
 		if d.value <= 0 {
 			return fmt.Errorf("--%s %v is not above 0", d.flag, d.value)
 		}
@@ -122,7 +126,7 @@ func (s *settings) cleanFolders() error {
 // busConfig says how to reach NATS.
 func (s *settings) busConfig(name string) bus.Config {
 	return bus.Config{
-		URL: s.NATS, Context: s.Context, Creds: s.Creds, Name: name + " " + s.Zone + "/" + s.Host,
+		URL: s.NATS, Context: s.Context, Creds: s.Creds, NKey: s.NKey, CA: s.CA, Name: name + " " + s.Zone + "/" + s.Host,
 		InboxPrefix: bus.HostInbox(s.Zone, s.Host), AckWait: s.AckWait,
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -47,6 +48,7 @@ type cli struct {
 	Job     storyCmd   `cmd:"" help:"Tell the whole story of one job."`
 	Replay  replayCmd  `cmd:"" help:"Run failed jobs again."`
 	Hosts   hostsCmd   `cmd:"" help:"List the hosts that are alive."`
+	Signkey signkeyCmd `cmd:"" help:"Print the public key that hosts check commands with; makes it when there is none."`
 	Seal    sealCmd    `cmd:"" help:"Seal the passphrase on standard input for a host, for commands written by hand."`
 }
 
@@ -56,6 +58,8 @@ type connection struct {
 	NATS     string           `name:"nats" help:"NATS server, or several separated by commas. Default: that of --context, or else ${default_nats}." placeholder:"URL"`
 	Context  string           `help:"Context of the nats CLI: its name or its file." placeholder:"NAME"`
 	Creds    string           `help:"NATS credentials file." placeholder:"FILE"`
+	NKey     string           `name:"nkey" help:"File with the nkey seed of a NATS user, in place of --creds." placeholder:"FILE"`
+	CA       string           `name:"ca" help:"Certificates (PEM) that the NATS server's is checked against, in place of the system's." placeholder:"FILE"`
 	Keys     string           `help:"Folder with the publisher's own keys." default:"${default_keys}" placeholder:"DIR"`
 	Version  kong.VersionFlag `help:"Print the version."`
 	LogLevel string           `help:"What is logged to standard error: ${enum}." enum:"debug,info,warn,error" default:"warn"`
@@ -71,7 +75,11 @@ type app struct {
 
 // with runs fn with a Manager on a connection of its own.
 func (a *app) with(ctx context.Context, fn func(m *fleet.Manager) error) error {
-	b, err := bus.Connect(ctx, bus.Config{URL: a.NATS, Context: a.Context, Creds: a.Creds, Name: "publisher", Log: a.log})
+	cfg, err := a.busConfig()
+	if err != nil {
+		return err
+	}
+	b, err := bus.Connect(ctx, cfg)
 	if err != nil {
 		if fleet.ClassOf(err) == fleet.Failed { // a context or a credentials file that is not there
 			err = &fleet.Error{Class: fleet.Usage, Err: err}
@@ -80,6 +88,21 @@ func (a *app) with(ctx context.Context, fn func(m *fleet.Manager) error) error {
 	}
 	defer b.Close()
 	return fn(fleet.New(b, secret.NewFolder(a.Keys), a.log))
+}
+
+// busConfig says how to reach NATS. Commands are signed where the publisher has a key for it.
+func (a *app) busConfig() (bus.Config, error) {
+	cfg := bus.Config{
+		URL: a.NATS, Context: a.Context, Creds: a.Creds, NKey: a.NKey, CA: a.CA, Name: "publisher", Log: a.log,
+	}
+	signer, err := secret.LoadSigner(secret.NewFolder(a.Keys))
+	switch {
+	case err == nil:
+		cfg.Sign = signer.Sign
+	case !errors.Is(err, fs.ErrNotExist):
+		return cfg, &fleet.Error{Class: fleet.Usage, Err: err}
+	}
+	return cfg, nil
 }
 
 func main() {

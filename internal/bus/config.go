@@ -29,11 +29,17 @@ type Config struct {
 	Context string
 	// Creds is the path of a credentials file. It wins over the context's.
 	Creds string
+	// NKey is the path of a file with an nkey seed (SU…), for a server that knows its users by their
+	// public keys.
+	NKey string
+	// CA is the path of a file with the certificates (PEM) that the server's has to be signed by; ""
+	// means those of the system. With it the connection is TLS, or fails.
+	CA string
 	// Name is shown by the server's connection list.
 	Name string
 	// InboxPrefix begins every reply subject of this connection; see HostInbox. Empty means _INBOX.
 	InboxPrefix string
-	// Server is the embedded server to connect to in process; URL, Context and Creds are then not used.
+	// Server is the embedded server to connect to in process; URL, Context, Creds, NKey and CA are then not used.
 	Server *Server
 	// Persist is for a worker: Connect succeeds although the server is not there yet or refuses
 	// the credentials, and the connection is tried again forever.
@@ -42,6 +48,12 @@ type Config struct {
 	Timeout time.Duration
 	// AckWait of the consumers this connection creates; 0 means DefaultAckWait.
 	AckWait time.Duration
+	// Sign signs a command for its subject; nil leaves commands unsigned.
+	Sign func(subject string, data []byte) (string, error)
+	// EventKey makes the message ids of events: unguessable for whoever has not got it. The server
+	// takes an id once in its window, whoever uses it first, so that another host which knew the
+	// ids could have this one's events dropped as duplicates. nil leaves the ids readable.
+	EventKey []byte
 	// Layout shapes the streams that EnsureZone creates.
 	Layout Layout
 	// Log is told of connections lost and found again, and of messages that had to be left out.

@@ -89,12 +89,12 @@ func (b *Bus) serverOf(nc *nats.Conn) string {
 func (b *Bus) dial(opts []nats.Option) (natscontext.Settings, error) {
 	var settings natscontext.Settings
 	var err error
-	if b.cfg.Creds != "" && b.cfg.Server == nil {
-		// The library would otherwise take a missing file for a server that is not there.
-		if _, err := os.Stat(b.cfg.Creds); err != nil {
-			return settings, fmt.Errorf("credentials file: %w", err)
+	if b.cfg.Server == nil {
+		auth, err := b.cfg.credentials()
+		if err != nil {
+			return settings, err
 		}
-		opts = append(opts, nats.UserCredentials(b.cfg.Creds))
+		opts = append(opts, auth...)
 	}
 	if b.cfg.Server == nil && b.cfg.Context != "" {
 		if b.cfg.URL != "" {
@@ -117,6 +117,36 @@ func (b *Bus) dial(opts []nats.Option) (natscontext.Settings, error) {
 		return settings, fmt.Errorf("%w: %s: %w", kind, b.where(), err)
 	}
 	return settings, fmt.Errorf("connect to NATS (%s): %w", b.where(), err)
+}
+
+// credentials are the options that say who connects, and whom to trust. A file that is not there is
+// told at once: the library would otherwise take it for a server that is not there.
+func (c Config) credentials() ([]nats.Option, error) {
+	var opts []nats.Option
+	for _, f := range []struct{ what, path string }{
+		{"credentials file", c.Creds}, {"nkey file", c.NKey}, {"file of CA certificates", c.CA},
+	} {
+		if f.path == "" {
+			continue
+		}
+		if _, err := os.Stat(f.path); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.what, err)
+		}
+	}
+	if c.Creds != "" {
+		opts = append(opts, nats.UserCredentials(c.Creds))
+	}
+	if c.NKey != "" {
+		opt, err := nats.NkeyOptionFromSeed(c.NKey)
+		if err != nil {
+			return nil, fmt.Errorf("nkey file %s: %w", c.NKey, err)
+		}
+		opts = append(opts, opt)
+	}
+	if c.CA != "" {
+		opts = append(opts, nats.RootCAs(c.CA))
+	}
+	return opts, nil
 }
 
 // where names what was connected to, for errors. A URL may hold a password.

@@ -34,8 +34,8 @@ type Commands struct {
 }
 
 // Commands opens the queue of a host. It only checks the names: the durable consumer is looked
-// for, and created where it is missing, by Next, which waits for a server or a stream that is
-// not there yet. A consumer that exists keeps its settings. The caller must Stop it.
+// for, and created where it is missing and that is allowed, by Next, which waits for a server, a
+// stream or a queue that is not there yet; see EnsureQueues. A consumer that exists keeps its settings. The caller must Stop it.
 //
 // A new consumer, and one that was deleted and is created again, delivers everything that the
 // stream keeps, done or not. FinalEvent tells what is done.
@@ -109,9 +109,11 @@ func (c *Commands) next(ctx context.Context) (jetstream.Msg, error) {
 
 func (c *Commands) bind(ctx context.Context) (jetstream.Consumer, error) {
 	stream, want := messages.JobStream(c.zone), c.config()
-	consumer, err := c.bus.js.CreateConsumer(ctx, stream, want)
-	if errors.Is(err, jetstream.ErrConsumerExists) {
-		consumer, err = c.bus.js.Consumer(ctx, stream, want.Name)
+	// It is looked for first: a host with its own rights only may not make one, because whoever makes a
+	// consumer may have it send what is stored to any subject.
+	consumer, err := c.bus.js.Consumer(ctx, stream, want.Name)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		consumer, err = c.bus.js.CreateConsumer(ctx, stream, want)
 	}
 	if err != nil {
 		return nil, err
@@ -124,22 +126,6 @@ func (c *Commands) bind(ctx context.Context) (jetstream.Consumer, error) {
 	return consumer, nil
 }
 
-func (c *Commands) config() jetstream.ConsumerConfig {
-	name := "host_" + c.host
-	return jetstream.ConsumerConfig{
-		Name:          name,
-		Durable:       name,
-		Description:   "nasfleet: commands of host " + c.host,
-		FilterSubject: messages.JobSubject(c.zone, c.host, "*"),
-		DeliverPolicy: jetstream.DeliverAllPolicy,
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       c.bus.cfg.AckWait,
-		MaxDeliver:    maxDeliver,
-		MaxAckPending: maxAckPending,
-		// No InactiveThreshold: a host that was away for long must not lose its queue.
-	}
-}
-
 // Delivery is a command in this worker's hands. It must be ended by exactly one of Ack, Retry,
 // Return and Term; without Extend it is delivered again, here or elsewhere, after AckWait.
 type Delivery struct {
@@ -150,6 +136,8 @@ type Delivery struct {
 	// JobID is the last token of Subject, literal, and a ULID only if the publisher kept the contract.
 	JobID string
 	Data  []byte
+	// Signature is the command's, or "". Nobody has checked it.
+	Signature string
 	// NumDelivered counts from 1. It counts every delivery, also those that Return gave back.
 	NumDelivered int
 	// Published is when the command was stored.
@@ -162,7 +150,13 @@ type Delivery struct {
 // delivery returns nil, and ends the delivery, where no event could answer the command: the
 // server lets a client publish on a subject that ends in a wildcard, as a name.
 func (c *Commands) delivery(msg jetstream.Msg) *Delivery {
-	_, _, job, _ := messages.ParseJobSubject(msg.Subject())
+	zone, host, job, ok := messages.ParseJobSubject(msg.Subject())
+	if ok && (zone != c.zone || host != c.host) {
+		// The queue hands out no such thing: somebody had it sent to this host's inbox, and it is not
+		// this host's to end.
+		c.bus.cfg.Log.Error().Str("subject", msg.Subject()).Msg("another host's command left alone")
+		return nil
+	}
 	err := checkToken("job", job)
 	var meta *jetstream.MsgMetadata
 	if err == nil {
@@ -175,6 +169,7 @@ func (c *Commands) delivery(msg jetstream.Msg) *Delivery {
 	}
 	return &Delivery{
 		Subject: msg.Subject(), Zone: c.zone, Host: c.host, JobID: job, Data: msg.Data(),
+		Signature:    msg.Headers().Get(messages.SignatureHeader),
 		NumDelivered: int(meta.NumDelivered), Published: meta.Timestamp, bus: c.bus, msg: msg,
 	}
 }

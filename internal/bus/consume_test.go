@@ -262,7 +262,7 @@ func TestNextGivesBack(t *testing.T) {
 		}()
 		eventually(t, func() bool { return consumerInfo(t, c).NumWaiting >= 1 })
 		cmd := newTake()
-		m, err := commandMsg(Outgoing{testZone, testHost, cmd})
+		m, err := b.commandMsg(Outgoing{testZone, testHost, cmd})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,9 @@ package bus
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,7 +32,7 @@ func (b *Bus) PublishEvent(ctx context.Context, e messages.Event) error {
 	}
 	m := nats.NewMsg(messages.EventSubject(e.Zone, e.Host, e.JobID, e.Kind))
 	m.Data = data
-	m.Header.Set(jetstream.MsgIDHeader, e.MsgID())
+	m.Header.Set(jetstream.MsgIDHeader, b.eventID(e))
 	m.Header.Set(jetstream.ExpectedStreamHeader, messages.EventStream)
 	if e.Kind.Final() {
 		m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
@@ -38,6 +41,16 @@ func (b *Bus) PublishEvent(ctx context.Context, e messages.Event) error {
 		return err
 	}
 	return nil
+}
+
+// eventID is the event's message id; see Config.EventKey.
+func (b *Bus) eventID(e messages.Event) string {
+	if b.cfg.EventKey == nil {
+		return e.MsgID()
+	}
+	mac := hmac.New(sha256.New, b.cfg.EventKey)
+	_, _ = mac.Write([]byte(e.MsgID())) // never fails
+	return hex.EncodeToString(mac.Sum(nil))
 }
 
 // PublishProgress tells whoever listens how far a job is. It is not stored, and lost while the

@@ -39,7 +39,7 @@ type Published struct {
 // without effect for as long as the stream keeps the first, so that a caller who does not know
 // whether it was stored may simply publish again. Publish itself does so a few times.
 func (b *Bus) Publish(ctx context.Context, zone, host string, cmd messages.Command) (Published, error) {
-	m, err := commandMsg(Outgoing{Zone: zone, Host: host, Command: cmd})
+	m, err := b.commandMsg(Outgoing{Zone: zone, Host: host, Command: cmd})
 	if err != nil {
 		return Published{}, err
 	}
@@ -112,7 +112,7 @@ func (b *Bus) launch(ctx context.Context, i int, o Outgoing) flight {
 	if f.err = ctx.Err(); f.err != nil {
 		return f
 	}
-	if f.msg, f.err = commandMsg(o); f.err != nil {
+	if f.msg, f.err = b.commandMsg(o); f.err != nil {
 		return f
 	}
 	f.ack, f.err = b.js.PublishMsgAsync(f.msg, jetstream.WithStallWait(stallWait))
@@ -145,7 +145,7 @@ func (b *Bus) land(ctx context.Context, f flight) (Published, error) {
 // commandMsg puts a command into a message that its stream takes once: the message id keeps
 // duplicates out for the dedup window, and the sequence 0 that the subject must have (none was
 // stored on it) for as long as the first is kept.
-func commandMsg(o Outgoing) (*nats.Msg, error) {
+func (b *Bus) commandMsg(o Outgoing) (*nats.Msg, error) {
 	data, err := messages.Encode(o.Command)
 	if err != nil {
 		return nil, err
@@ -159,6 +159,13 @@ func commandMsg(o Outgoing) (*nats.Msg, error) {
 	m.Header.Set(jetstream.MsgIDHeader, job)
 	m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
 	m.Header.Set(jetstream.ExpectedStreamHeader, messages.JobStream(o.Zone))
+	if b.cfg.Sign != nil {
+		signature, err := b.cfg.Sign(m.Subject, data)
+		if err != nil {
+			return nil, err
+		}
+		m.Header.Set(messages.SignatureHeader, signature)
+	}
 	return m, nil
 }
 

@@ -30,7 +30,7 @@ func TestPublishOnce(t *testing.T) {
 						jetstream.WithMsgID(cmd.JobID))
 					return err == nil && !ack.Duplicate
 				})
-				m, err := commandMsg(Outgoing{testZone, testHost, cmd})
+				m, err := b.commandMsg(Outgoing{testZone, testHost, cmd})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -1,6 +1,8 @@
 package secret
 
 import (
+	"crypto/hkdf"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -64,6 +66,16 @@ func createKey(path string) (*Key, error) {
 
 // Public returns the half that others seal for (X…).
 func (k *Key) Public() (string, error) { return k.kp.PublicKey() }
+
+// Derive returns 32 bytes that nobody can tell who has not got the key, others for each label.
+func (k *Key) Derive(label string) ([]byte, error) {
+	seed, err := k.kp.Seed()
+	if err != nil {
+		return nil, fmt.Errorf("derive from the host's key: %w", err)
+	}
+	defer clear(seed)
+	return hkdf.Key(sha256.New, seed, nil, "nasfleet "+label, 32)
+}
 
 // Seal seals a passphrase for the owner of a public key. The text is
 // sealed1.<public key of the one who sealed>.<base64url of the box>; the sender's key is made for

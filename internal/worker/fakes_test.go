@@ -40,9 +40,10 @@ func (q *fakeQueue) Next(ctx context.Context) (Delivery, error) {
 
 // fakeDelivery records how it was ended.
 type fakeDelivery struct {
-	job  string
-	data []byte
-	ends chan string
+	job       string
+	signature string
+	data      []byte
+	ends      chan string
 
 	// extended gets a signal for each extension; those that nobody waits for are dropped.
 	extended chan struct{}
@@ -56,7 +57,9 @@ func newDelivery(job string, data []byte) *fakeDelivery {
 }
 
 func (d *fakeDelivery) Job() string               { return d.job }
+func (d *fakeDelivery) Subject() string           { return messages.JobSubject(zone, host, d.job) }
 func (d *fakeDelivery) Data() []byte              { return d.data }
+func (d *fakeDelivery) Signature() string         { return d.signature }
 func (d *fakeDelivery) Ack(context.Context) error { d.ends <- "ack"; return nil }
 func (d *fakeDelivery) Return() error             { d.ends <- "return"; return nil }
 func (d *fakeDelivery) Term(string) error         { d.ends <- "term"; return nil }

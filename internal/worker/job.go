@@ -28,6 +28,10 @@ type job struct {
 func (w *Worker) handle(jobs, words context.Context, d Delivery) {
 	j := &job{w: w, d: newHeld(d), id: d.Job(), started: time.Now(), words: words}
 	j.log = w.cfg.Log.With().Str("job", j.id).Logger()
+	if err := w.verify(d); err != nil {
+		j.refuseOnce(messages.Header{}, err)
+		return
+	}
 	cmd, head, err := messages.Decode(d.Data())
 	if err == nil && head.JobID != j.id {
 		err = messages.Errorf(messages.CodeInvalidMessage, "job_id %s is not that of its subject", head.JobID)
@@ -41,7 +45,7 @@ func (w *Worker) handle(jobs, words context.Context, d Delivery) {
 		return
 	}
 	defer w.jobs.leave(j)
-	if j.over() {
+	if j.over() || j.expired(head) {
 		return
 	}
 	rec, err := w.journal.begin(j.id)
@@ -52,6 +56,34 @@ func (w *Worker) handle(jobs, words context.Context, d Delivery) {
 	}
 	j.attempt = rec.Attempts
 	j.run(jobs, rec.Done)
+}
+
+// verify holds a command against the publisher's key, before a byte of it is read.
+func (w *Worker) verify(d Delivery) error {
+	if w.cfg.Authority == nil {
+		return nil
+	}
+	return w.cfg.Authority.Verify(d.Subject(), d.Signature(), d.Data())
+}
+
+// expired refuses a command that is too old to be begun. One that was begun in time is seen through.
+func (j *job) expired(head messages.Header) bool {
+	if j.w.cfg.Authority == nil || j.w.journal.begun(j.id) {
+		return false
+	}
+	err := j.w.cfg.Authority.VerifyTime(head.IssuedAt, time.Now())
+	if err != nil {
+		j.refuse(head, err)
+	}
+	return err != nil
+}
+
+// refuseOnce refuses a command that may bear the name of a job that has ended, whose end it must
+// not contradict.
+func (j *job) refuseOnce(head messages.Header, err error) {
+	if !j.over() {
+		j.refuse(head, err)
+	}
 }
 
 // over says whether the job has ended before, and acknowledges its command if so: it was

@@ -64,6 +64,12 @@ func (j *journal) begin(job string) (record, error) {
 	return r, j.write(job, r)
 }
 
+// begun says whether there was an attempt at a job that has not ended.
+func (j *journal) begun(job string) bool {
+	r, err := j.read(job)
+	return err == nil && r.Attempts > 0
+}
+
 // done notes what a job has done.
 func (j *journal) done(job string, attempt int, res result) error {
 	return j.write(job, record{Attempts: attempt, Done: &res})

@@ -18,7 +18,11 @@ import (
 type Delivery interface {
 	// Job is the job id in the command's subject. It may be anything that fits a subject.
 	Job() string
+	// Subject is where the command came on.
+	Subject() string
 	Data() []byte
+	// Signature is what the command carries beside its bytes, or "". Nobody has checked it.
+	Signature() string
 	// Extend says that the command is still worked on.
 	Extend() error
 	// Ack ends the command for good, and returns once the server has noted it.
@@ -51,6 +55,14 @@ type Outbox interface {
 	Withdraw(ctx context.Context, zone, host string) error
 }
 
+// Authority says whether a command is the publisher's own; see secret.Verifier.
+type Authority interface {
+	// Verify checks a signature over a command's bytes and the subject it came on.
+	Verify(subject, signature string, data []byte) error
+	// VerifyTime checks that a command is not too old to be begun.
+	VerifyTime(issued, now time.Time) error
+}
+
 // Executor does a job once; see exec.Executor.
 type Executor interface {
 	Run(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error)
@@ -64,6 +76,8 @@ type Config struct {
 	Version    string
 	// SealKey is announced, so that passphrases can be sealed for this host.
 	SealKey string
+	// Authority checks each command; nil is for a host that takes whatever lies in its queue.
+	Authority Authority
 	// Jobs is how many run at a time, never two for one VM. Default 2.
 	Jobs int
 	// StateDir keeps the journal of attempts.
