@@ -14,6 +14,22 @@ packages_for() {
   esac
 }
 
+# The tests boot a guest with a kernel and an agent of Debian's. Only their files are fetched, because the
+# machine itself should get neither another kernel to boot nor an agent that obeys its hypervisor.
+guest_dir=${XDG_CACHE_HOME:-$HOME/.cache}/nasfleet-lab/guest
+guest_files() {
+  local new kernel
+  kernel=$(apt-cache depends linux-image-cloud-amd64 | awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
+  mkdir -p "$(dirname "$guest_dir")"
+  new=$(mktemp -d "$guest_dir.XXXXXX")
+  (cd "$new" && apt-get download "$kernel" qemu-guest-agent) || return
+  for package in "$new"/*.deb; do
+    dpkg-deb -x "$package" "$new" || return
+    rm "$package"
+  done
+  mv -T "$new" "$guest_dir"
+}
+
 wanted=()
 for group in "$@"; do
   read -ra names <<<"$(packages_for "$group")"
@@ -33,16 +49,23 @@ missing=()
 for name in "${wanted[@]}"; do
   dpkg-query -W -f='${Status}\n' "$name" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$name")
 done
-[ ${#missing[@]} -eq 0 ] && exit 0
-
-if [ "$(id -u)" -ne 0 ]; then
-  echo "These packages are missing; install them as root, then run make again:" >&2
-  echo "  apt-get install --no-install-recommends ${missing[*]}" >&2
-  exit 1
-fi
-echo "installing: ${missing[*]}"
-export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-install() { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; }
-install >"$log" 2>&1 </dev/null || { cat "$log" >&2; exit 1; }
+quietly() { "$@" >"$log" 2>&1 </dev/null || { cat "$log" >&2; exit 1; }; }
+
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" -ne 0 ]; then
+    echo "These packages are missing; install them as root, then run make again:" >&2
+    echo "  apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+  fi
+  echo "installing: ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  quietly apt-get update
+  quietly apt-get install -y --no-install-recommends "${missing[@]}"
+fi
+if [[ " $* " == *" test "* ]] && [ ! -d "$guest_dir" ]; then
+  echo "fetching the files of the tests' guest"
+  [ "$(id -u)" -ne 0 ] || quietly apt-get update
+  quietly guest_files
+fi

@@ -117,3 +117,61 @@ func TestAbsenceIsNotAssumed(t *testing.T) {
 		t.Errorf("3 things are there, and these were seen: %q", r.failures)
 	}
 }
+
+// TestGuestIsReal boots the guest that other tests rely on, and shows that its freeze, its agent's
+// hanging and its records are what they say.
+func TestGuestIsReal(t *testing.T) {
+	l := lab.Libvirtd(t)
+	disks := []lab.Disk{
+		{Path: lab.GuestDisk(t, filepath.Join(l.Dir, "fs.qcow2"), 32)},
+		{Path: lab.Image(t, filepath.Join(l.Dir, "a.raw"), "raw", 4), Format: "raw"},
+		{Path: lab.Image(t, filepath.Join(l.Dir, "b.raw"), "raw", 4), Format: "raw"},
+	}
+	g := l.BootGuest(t, lab.GuestOptions{Name: "real", Disks: disks, Mounted: []string{"vda"}})
+
+	g.WriteCounter(t, "vdb", "vdc")
+	g.AwaitWrites(t, 20)
+	felt := g.StopWriter(t)
+	if a, b := lab.Counter(t, disks[1].Path), lab.Counter(t, disks[2].Path); a != felt.Written || b != felt.Written {
+		t.Errorf("the disks hold %d and %d, and the guest wrote %d", a, b, felt.Written)
+	}
+
+	g.WriteRecords(t, "vda")
+	g.AwaitWrites(t, 20)
+	g.HoldFreeze(t)
+	frozen := make(chan struct{})
+	go func() { defer close(frozen); _, _ = l.TryVirsh(t, "domfsfreeze", "real") }()
+	g.AwaitHeld(t)
+	g.AwaitWrites(t, 20) // nothing is frozen yet
+	g.ReleaseFreeze(t)
+	<-frozen
+	if !g.Frozen(t) {
+		t.Error("the guest is not frozen")
+	}
+	before := g.Synced()
+	g.HangAgent(t)
+	l.Virsh(t, "guest-agent-timeout", "real", "--timeout", "5") // libvirt's default is to wait without end
+	if _, err := l.TryVirsh(t, "domfsthaw", "real"); err == nil {
+		t.Error("an agent that hangs has thawed")
+	}
+	if now := g.Synced(); now > before+1 {
+		t.Errorf("the frozen guest has synced %d records more", now-before)
+	}
+	g.ResumeAgent(t)
+	g.Thaw(t)
+	g.AwaitWrites(t, 20)
+	if felt := g.StopWriter(t); felt.Failed != 0 || felt.Longest == 0 {
+		t.Errorf("the guest felt %+v", felt)
+	}
+	g.Unharmed(t)
+	synced := g.Synced()
+	g.Destroy(t)
+	if n := lab.RecoverRecords(t, disks[0].Path, "qcow2", synced); n != synced {
+		t.Errorf("%d records, and %d were synced", n, synced)
+	}
+	r := &recorder{TB: t}
+	lab.CheckRecords(r, disks[0].Path, "qcow2", synced)
+	if len(r.failures) == 0 {
+		t.Error("a file system that was in use is clean without its journal")
+	}
+}

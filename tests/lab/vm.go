@@ -25,6 +25,10 @@ type VMOptions struct {
 	DevicesXML string
 	// Stopped leaves the guest defined and not started.
 	Stopped bool
+
+	// memoryMiB is 64 when 0, and osXML is put into the os element: see BootGuest.
+	memoryMiB int
+	osXML     string
 }
 
 // Disk is a virtio disk of a guest.
@@ -46,15 +50,18 @@ func (l *Libvirt) DefineVM(t testing.TB, o VMOptions) *VM {
 	if o.Machine == "" {
 		o.Machine = "q35"
 	}
+	if o.memoryMiB == 0 {
+		o.memoryMiB = 64
+	}
 	var disks strings.Builder
 	for i, d := range o.Disks {
 		disks.WriteString(d.xml(i))
 	}
 	l.DefineXML(t, fmt.Sprintf(`<domain type='qemu'>
-  <name>%s</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='%s'>hvm</type></os>
+  <name>%s</name><memory unit='MiB'>%d</memory><vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='%s'>hvm</type>%s</os>
   <devices>%s%s<controller type='usb' model='none'/><memballoon model='none'/></devices>
-</domain>`, escape(o.Name), o.Machine, disks.String(), o.DevicesXML))
+</domain>`, escape(o.Name), o.memoryMiB, o.Machine, o.osXML, disks.String(), o.DevicesXML))
 	vm := &VM{o.Name, l}
 	if !o.Stopped {
 		vm.Start(t)

@@ -12,8 +12,10 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// DefaultDepth is how many blocks are under way at a time. Each has a buffer of 1 MiB.
-const DefaultDepth = 16
+// DefaultDepth is how many blocks are under way at a time. Each has a buffer of 1 MiB. It keeps a
+// storage daemon's compression threads busy; with twice as many the blocks no longer fit into the
+// processor's cache on their way, and a compressed backup takes a tenth longer.
+const DefaultDepth = 8
 
 // Source is a disk to read from; a *nbd.Conn with the context nbd.BaseAllocation is one. Its
 // methods are called from many goroutines.
