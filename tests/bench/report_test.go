@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nasfleet/nasfleet/tests/lab"
 )
 
 func TestSummarize(t *testing.T) {
@@ -77,6 +79,30 @@ func TestEveryGoalHasItsContestants(t *testing.T) {
 	for _, g := range append(goals(), others()...) {
 		if !known[g.ours] || !known[g.peer] {
 			t.Errorf("%s compares %q and %q", g.what, g.ours, g.peer)
+		}
+	}
+}
+
+func TestHarmReport(t *testing.T) {
+	lapOf := func(p99 time.Duration) []lap {
+		return []lap{{lab.Laps{Count: 100, Median: time.Millisecond, P99: p99, Max: 2 * p99}, 10 * time.Second}}
+	}
+	r := harmReport{Date: time.Date(2031, 5, 4, 0, 0, 0, 0, time.UTC), Rounds: 1, results: map[string][]lap{
+		idAlone: lapOf(4 * time.Millisecond), idOursFast: lapOf(8 * time.Millisecond), idPushFast: lapOf(8 * time.Millisecond),
+		idOursSlow: lapOf(7 * time.Millisecond), idPushSlow: lapOf(400 * time.Millisecond),
+	}}
+	var text bytes.Buffer
+	if err := r.write(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"2031-05-04, 1 rounds",
+		"| the guest alone | 1.00 (1.00–1.00) | 4.00 (4.00–4.00) | 8 (8–8) | 10 (10–10) |",
+		"| nasfleet, slow target: at most 1.5 | 1.75 (1.75–1.75) | **no** |",
+		"| push mode, slow target | 100.00 (100.00–100.00) |  |",
+	} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("the report lacks %q:\n%s", want, text.String())
 		}
 	}
 }

@@ -85,7 +85,13 @@ func (w *worker) publisher(args ...string) *exec.Cmd {
 // take takes a backup and returns how long the command took, and its final event.
 func (w *worker) take(b *testing.B, repo string, args ...string) (time.Duration, messages.Event) {
 	b.Helper()
-	all := []string{"take", "--zone", zone, "--host", host, "--repo", repo, "--wait", "--json"}
+	return w.takeTo(b, []string{"--repo", repo}, args...)
+}
+
+// takeTo is take for a repository that takes several flags to name.
+func (w *worker) takeTo(b *testing.B, repo []string, args ...string) (time.Duration, messages.Event) {
+	b.Helper()
+	all := append([]string{"take", "--zone", zone, "--host", host, "--wait", "--json"}, repo...)
 	cmd := w.publisher(append(all, args...)...)
 	started := time.Now()
 	out, err := cmd.Output()

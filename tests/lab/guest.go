@@ -182,6 +182,30 @@ func (g *Guest) WriteCounter(t testing.TB, first, then string) {
 	g.begin(t, "count "+first+" "+then)
 }
 
+// WriteRandom makes the guest write a block to random places of a raw disk, past its caches and
+// about 500 times a second, until StopWriter.
+func (g *Guest) WriteRandom(t testing.TB, disk string) { t.Helper(); g.begin(t, "random "+disk) }
+
+// Laps is how long a guest's writes took, as seen from inside.
+type Laps struct {
+	Count            int64
+	Median, P99, Max time.Duration
+}
+
+// Laps returns how long the writes took since it was called last, or since the writer began.
+func (g *Guest) Laps(t testing.TB) Laps {
+	t.Helper()
+	var l Laps
+	var us [3]int64
+	if answer := g.do(t, "laps"); answer == "" {
+		t.Fatal("the guest tells no laps")
+	} else if _, err := fmt.Sscan(answer, &l.Count, &us[0], &us[1], &us[2]); err != nil {
+		t.Fatalf("the guest's laps: %q: %v", answer, err)
+	}
+	l.Median, l.P99, l.Max = time.Duration(us[0])*time.Microsecond, time.Duration(us[1])*time.Microsecond, time.Duration(us[2])*time.Microsecond
+	return l
+}
+
 func (g *Guest) begin(t testing.TB, command string) {
 	t.Helper()
 	g.mu.Lock()

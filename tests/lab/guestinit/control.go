@@ -49,9 +49,11 @@ func (c *control) serve(lines *bufio.Scanner) error {
 // do does one command:
 //
 //	write DISK       begin to write records to the file system of the disk
+//	random DISK      begin to write to random places of the raw disk
 //	count DISK DISK  begin to write a counter to the first raw disk, then to the second
 //	stop             end the writer; answers what it has felt
 //	stat             answers what the writer has felt so far
+//	laps             answers how long the writes took since it was asked last
 //	agent SIGNAL     send the agent STOP, CONT or KILL
 //	hold             start the agent again, with a hook that waits before each freeze
 //	held             answers yes while a freeze waits in the hook
@@ -61,11 +63,14 @@ func (c *control) do(words []string) (string, error) {
 		return "", errors.New("no command")
 	}
 	switch words[0] {
-	case "write", "count":
+	case "write", "random", "count":
 		return "", c.begin(words[0], words[1:])
-	case "stop", "stat":
+	case "stop", "stat", "laps":
 		if c.writer == nil {
 			return "", errors.New("nothing writes")
+		}
+		if words[0] == "laps" {
+			return c.writer.takeLaps(), nil
 		}
 		if words[0] == "stop" {
 			defer func() { c.writer = nil }()
@@ -101,6 +106,8 @@ func (c *control) begin(kind string, disks []string) (err error) {
 	switch {
 	case kind == "write" && len(disks) == 1:
 		c.writer, err = writeRecords(disks[0], c.tell)
+	case kind == "random" && len(disks) == 1:
+		c.writer, err = writeRandom(disks[0], c.tell)
 	case kind == "count" && len(disks) == 2:
 		c.writer, err = writeCounter(disks, c.tell)
 	default:

@@ -4,8 +4,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +27,8 @@ type writer struct {
 	written int64
 	failed  error
 	longest time.Duration
+	// laps are how long each write took since they were asked for last.
+	laps []time.Duration
 }
 
 // begin writes number after number with put, and tells of each that is on the disk: "synced N", or
@@ -56,6 +61,7 @@ func (w *writer) note(n int64, err error, took time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.longest = max(w.longest, took)
+	w.laps = append(w.laps, took)
 	if w.failed = err; err == nil {
 		w.written = n
 	}
@@ -77,6 +83,21 @@ func (w *writer) report() string {
 	return fmt.Sprintf("%d %d %d", w.written, failed, w.longest.Microseconds())
 }
 
+// takeLaps is: writes since the last call, then the median, the 99th percentile and the longest of
+// them in microseconds.
+func (w *writer) takeLaps() string {
+	w.mu.Lock()
+	laps := w.laps
+	w.laps = nil
+	w.mu.Unlock()
+	if len(laps) == 0 {
+		return "0 0 0 0"
+	}
+	slices.Sort(laps)
+	at := func(percent int) int64 { return laps[(len(laps)-1)*percent/100].Microseconds() }
+	return fmt.Sprintf("%d %d %d %d", len(laps), at(50), at(99), at(100))
+}
+
 // writeRecords appends records to a file of the disk's file system, each synced before it is told.
 func writeRecords(disk string, tell func(string, ...any)) (*writer, error) {
 	f, err := os.OpenFile(filepath.Join(fsMount, disk, "records"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
@@ -96,25 +117,9 @@ func writeRecords(disk string, tell func(string, ...any)) (*writer, error) {
 // writeCounter writes each number to the first block of one disk, and when it is there to that of
 // the next, past every cache.
 func writeCounter(disks []string, tell func(string, ...any)) (*writer, error) {
-	const size = 4096
-	block, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	block, files, closeAll, err := openRaw(disks)
 	if err != nil {
 		return nil, err
-	}
-	var files []*os.File
-	closeAll := func() {
-		for _, f := range files {
-			_ = f.Close()
-		}
-		_ = unix.Munmap(block)
-	}
-	for _, d := range disks {
-		f, err := os.OpenFile("/dev/"+d, os.O_WRONLY|unix.O_DIRECT|unix.O_SYNC, 0)
-		if err != nil {
-			closeAll()
-			return nil, err
-		}
-		files = append(files, f)
 	}
 	put := func(n int64) error {
 		binary.BigEndian.PutUint64(block, uint64(n))
@@ -126,4 +131,49 @@ func writeCounter(disks []string, tell func(string, ...any)) (*writer, error) {
 		return nil
 	}
 	return begin(put, tell, closeAll), nil
+}
+
+// writeRandom writes a block to random places of a disk, past every cache.
+func writeRandom(disk string, tell func(string, ...any)) (*writer, error) {
+	block, files, closeAll, err := openRaw([]string{disk})
+	if err != nil {
+		return nil, err
+	}
+	size, err := files[0].Seek(0, io.SeekEnd)
+	if err != nil || size < blockSize {
+		closeAll()
+		return nil, fmt.Errorf("the size of %s: %d, %w", disk, size, err)
+	}
+	put := func(n int64) error {
+		binary.BigEndian.PutUint64(block, uint64(n))
+		_, err := files[0].WriteAt(block, rand.Int64N(size/blockSize)*blockSize)
+		return err
+	}
+	return begin(put, tell, closeAll), nil
+}
+
+// blockSize is what writers past the caches write at a time, in bytes.
+const blockSize = 4096
+
+// openRaw opens disks to be written past every cache, and makes a block to write.
+func openRaw(disks []string) (block []byte, files []*os.File, closeAll func(), err error) {
+	block, err = unix.Mmap(-1, 0, blockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	closeAll = func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+		_ = unix.Munmap(block)
+	}
+	for _, d := range disks {
+		f, err := os.OpenFile("/dev/"+d, os.O_WRONLY|unix.O_DIRECT|unix.O_SYNC, 0)
+		if err != nil {
+			closeAll()
+			return nil, nil, nil, err
+		}
+		files = append(files, f)
+	}
+	return block, files, closeAll, nil
 }
