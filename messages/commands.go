@@ -30,6 +30,7 @@ const (
 	TypeRestore Type = "RestoreBackup"
 	TypeVerify  Type = "VerifyBackup"
 	TypeDelete  Type = "DeleteBackup"
+	TypeRekey   Type = "RekeyBackup"
 	TypeList    Type = "ListBackups"
 )
 
@@ -58,7 +59,7 @@ func (h Header) MaxAttempts() int {
 // Head returns the header; it makes each command a Command.
 func (h Header) Head() Header { return h }
 
-// Command is one of *TakeBackup, *RestoreBackup, *VerifyBackup, *DeleteBackup, *ListBackups.
+// Command is one of *TakeBackup, *RestoreBackup, *VerifyBackup, *DeleteBackup, *RekeyBackup, *ListBackups.
 type Command interface {
 	Head() Header
 	// Target is what the command works on, for people: a VM, an image, a backup, a repository.
@@ -122,7 +123,7 @@ type RestoreBackup struct {
 	Define bool `json:"define,omitempty"`
 	// Force overwrites files that exist.
 	Force bool `json:"force,omitempty"`
-	// Details may hold encryption_passphrase and bandwidth_limit.
+	// Details may hold encryption_passphrase, encryption_revision and bandwidth_limit.
 	Details Details `json:"details,omitzero"`
 }
 
@@ -130,7 +131,7 @@ type RestoreBackup struct {
 type VerifyBackup struct {
 	Header
 	Backup BackupRef `json:"backup"`
-	// Details may hold encryption_passphrase and bandwidth_limit.
+	// Details may hold encryption_passphrase, encryption_revision and bandwidth_limit.
 	Details Details `json:"details,omitzero"`
 }
 
@@ -141,6 +142,21 @@ type DeleteBackup struct {
 	// Cascade also removes the incrementals that need the backup; without it they are a reason to
 	// refuse.
 	Cascade bool `json:"cascade,omitempty"`
+}
+
+// RekeyBackup asks for other passphrases on an encrypted backup. Its data stays as it is: what
+// changes are the headers of its LUKS containers and the manifest. Afterwards the passphrases in
+// Details open the backup, and no others do.
+type RekeyBackup struct {
+	Header
+	Backup BackupRef `json:"backup"`
+	// OldPassphrase opens the backup now; sealed like encryption_passphrase.
+	OldPassphrase string `json:"old_passphrase"`
+	// OldRevision names OldPassphrase, for who replays the command; "" where nobody keeps it.
+	OldRevision string `json:"old_revision,omitempty"`
+	// Details hold encryption_passphrase, which is the new one, and may hold encryption_revision,
+	// encryption_recovery_passphrase and encryption_recovery_revision.
+	Details Details `json:"details"`
 }
 
 // ListBackups asks for the manifests of a repository to be read; the host's part of the catalog

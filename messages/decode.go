@@ -63,6 +63,8 @@ func newCommand(t Type) Command {
 		return &VerifyBackup{}
 	case TypeDelete:
 		return &DeleteBackup{}
+	case TypeRekey:
+		return &RekeyBackup{}
 	case TypeList:
 		return &ListBackups{}
 	}

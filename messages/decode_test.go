@@ -42,14 +42,17 @@ func validTake() *m.TakeBackup {
 func valid() map[m.Type]m.Command {
 	take := validTake()
 	take.Attempts, take.Replays, take.BackupPath, take.Mode, take.Quiesce = 5, backupID, "daily/a", m.ModeAuto, m.QuiesceRequired
-	take.Details = m.Details{Compression: true, CompressionType: m.Zlib, Encryption: true, Passphrase: sealed, BandwidthLimit: 100, IntegrityCheck: true}
+	take.Details = m.Details{Compression: true, CompressionType: m.Zlib, Encryption: true, Passphrase: sealed, BandwidthLimit: 100, IntegrityCheck: true,
+		Revision: backupID, Recovery: sealed, RecoveryRevision: jobID}
 	return map[m.Type]m.Command{
 		m.TypeTake: take,
 		m.TypeRestore: &m.RestoreBackup{Header: header(m.TypeRestore), Backup: backupRef(), Disks: []string{"vda"}, ToDir: "/restore",
 			Format: "raw", Define: true, Force: true, Details: m.Details{Passphrase: sealed, BandwidthLimit: 1}},
-		m.TypeVerify: &m.VerifyBackup{Header: header(m.TypeVerify), Backup: backupRef(), Details: m.Details{Passphrase: sealed}},
+		m.TypeVerify: &m.VerifyBackup{Header: header(m.TypeVerify), Backup: backupRef(), Details: m.Details{Passphrase: sealed, Revision: backupID}},
 		m.TypeDelete: &m.DeleteBackup{Header: header(m.TypeDelete), Backup: backupRef()},
-		m.TypeList:   &m.ListBackups{Header: header(m.TypeList), BackupPath: "daily/a", Repository: repo(), VM: "web-1"},
+		m.TypeRekey: &m.RekeyBackup{Header: header(m.TypeRekey), Backup: backupRef(), OldPassphrase: sealed, OldRevision: jobID,
+			Details: m.Details{Passphrase: sealed, Revision: backupID, Recovery: sealed, RecoveryRevision: jobID}},
+		m.TypeList: &m.ListBackups{Header: header(m.TypeList), BackupPath: "daily/a", Repository: repo(), VM: "web-1"},
 	}
 }
 
@@ -102,7 +105,8 @@ func TestDecodeMissing(t *testing.T) {
 		m.TypeRestore: append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address", "to_dir"),
 		m.TypeVerify:  append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
 		m.TypeDelete:  append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
-		m.TypeList:    append(top, "repository", "repository.type", "repository.address"),
+		m.TypeRekey: append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
+		m.TypeList: append(top, "repository", "repository.type", "repository.address"),
 	}
 	for typ, fields := range missing {
 		for _, field := range fields {

@@ -17,6 +17,10 @@ const (
 	DetailPassphrase      = "encryption_passphrase"
 	DetailBandwidthLimit  = "bandwidth_limit"
 	DetailIntegrityCheck  = "integrity_check"
+	// DetailRevision and the two below it are for passphrases that are kept for a zone.
+	DetailRevision         = "encryption_revision"
+	DetailRecovery         = "encryption_recovery_passphrase"
+	DetailRecoveryRevision = "encryption_recovery_revision"
 )
 
 // Compression types, as qcow2 names them.
@@ -44,6 +48,13 @@ type Details struct {
 	Encryption bool
 	// Passphrase is sealed for the host the command goes to; never plain text.
 	Passphrase string
+	// Revision names Passphrase (a ULID) and tells nothing about it; the manifest keeps it, so that who
+	// holds the passphrases finds the right one. "" is a passphrase that nobody keeps.
+	Revision string
+	// Recovery is a second passphrase that opens the backup as well, sealed like the first; "" is none.
+	Recovery string
+	// RecoveryRevision names Recovery as Revision names Passphrase.
+	RecoveryRevision string
 	// BandwidthLimit is in MiB/s for the whole job, all its disks together; 0 is no limit.
 	BandwidthLimit int
 	// IntegrityCheck reads everything back after the copy and compares it with its digests.
@@ -76,11 +87,17 @@ func (d *Details) set(key, value string) (err error) {
 		}
 		d.CompressionType = value
 	case DetailPassphrase:
-		if value != "" && !sealedPattern.MatchString(value) {
-			// The value is not quoted: it may be somebody's passphrase.
-			return Errorf(CodePassphraseUnsealed, "%s is plain text", key)
-		}
 		d.Passphrase = value
+		return checkSealed(key, value)
+	case DetailRecovery:
+		d.Recovery = value
+		return checkSealed(key, value)
+	case DetailRevision:
+		d.Revision = value
+		return checkRevision(key, value)
+	case DetailRecoveryRevision:
+		d.RecoveryRevision = value
+		return checkRevision(key, value)
 	case DetailBandwidthLimit:
 		limit, err := strconv.ParseUint(value, 10, 32) // takes no sign
 		if err != nil || limit > maxBandwidth {
@@ -103,6 +120,32 @@ func (d Details) check() error {
 	}
 	if d.Encryption && d.Passphrase == "" {
 		return Errorf(CodePassphraseMissing, "%s is true and there is no %s", DetailEncryption, DetailPassphrase)
+	}
+	if d.Revision != "" && d.Passphrase == "" {
+		return Errorf(CodeInvalidDetail, "there is an %s and no %s", DetailRevision, DetailPassphrase)
+	}
+	if d.Recovery != "" && d.Passphrase == "" {
+		return Errorf(CodeInvalidDetail, "there is an %s and no %s", DetailRecovery, DetailPassphrase)
+	}
+	if d.RecoveryRevision != "" && d.Recovery == "" {
+		return Errorf(CodeInvalidDetail, "there is an %s and no %s", DetailRecoveryRevision, DetailRecovery)
+	}
+	return nil
+}
+
+// checkSealed refuses a passphrase in the clear. "" is none.
+func checkSealed(key, value string) error {
+	if value != "" && !sealedPattern.MatchString(value) {
+		// The value is not quoted: it may be somebody's passphrase.
+		return Errorf(CodePassphraseUnsealed, "%s is plain text", key)
+	}
+	return nil
+}
+
+// checkRevision refuses what does not name a passphrase; it is not quoted, because it may be one.
+func checkRevision(key, value string) error {
+	if value != "" && CheckID(key, value) != nil {
+		return Errorf(CodeInvalidDetail, "%s is not a ULID", key)
 	}
 	return nil
 }
@@ -129,6 +172,15 @@ func (d Details) Map() map[string]string {
 	}
 	if d.Passphrase != "" {
 		m[DetailPassphrase] = d.Passphrase
+	}
+	if d.Revision != "" {
+		m[DetailRevision] = d.Revision
+	}
+	if d.Recovery != "" {
+		m[DetailRecovery] = d.Recovery
+	}
+	if d.RecoveryRevision != "" {
+		m[DetailRecoveryRevision] = d.RecoveryRevision
 	}
 	if d.BandwidthLimit != 0 {
 		m[DetailBandwidthLimit] = strconv.Itoa(d.BandwidthLimit)
@@ -170,15 +222,23 @@ func (d *Details) UnmarshalJSON(data []byte) error {
 }
 
 func detailKeys() []string {
-	return []string{DetailCompression, DetailCompressionType, DetailEncryption, DetailPassphrase, DetailBandwidthLimit, DetailIntegrityCheck}
+	return []string{
+		DetailCompression, DetailCompressionType, DetailEncryption, DetailPassphrase, DetailRevision, DetailRecovery, DetailRecoveryRevision,
+		DetailBandwidthLimit, DetailIntegrityCheck,
+	}
 }
 
-// String tells the details without the passphrase.
-func (d Details) String() string {
-	if d.Passphrase != "" {
-		d.Passphrase = "(sealed)"
+// String tells the details without the passphrases.
+func (d Details) String() string { return fmt.Sprint(d.Redacted().Map()) }
+
+// Redacted returns the details for people: the passphrases, sealed as they are, are "(sealed)".
+func (d Details) Redacted() Details {
+	for _, p := range []*string{&d.Passphrase, &d.Recovery} {
+		if *p != "" {
+			*p = "(sealed)"
+		}
 	}
-	return fmt.Sprint(d.Map())
+	return d
 }
 
 func parseBool(key, value string) (bool, error) {

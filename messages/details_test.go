@@ -49,6 +49,15 @@ func TestParseDetails(t *testing.T) {
 		{name: "unset passphrase", in: kv("encryption_passphrase", "")},
 		{name: "nothing sealed", in: kv("encryption_passphrase", m.SealedPrefix), code: m.CodePassphraseUnsealed, says: "encryption_passphrase"},
 
+		{name: "revision", in: map[string]string{"encryption_passphrase": sealed, "encryption_revision": backupID}, want: m.Details{Passphrase: sealed, Revision: backupID}},
+		{name: "revision of nothing", in: kv("encryption_revision", backupID), code: m.CodeInvalidDetail, says: "encryption_revision"},
+		{name: "revision that tells", in: map[string]string{"encryption_passphrase": sealed, "encryption_revision": "hunter2"}, code: m.CodeInvalidDetail, says: "encryption_revision is not a ULID"},
+		{name: "recovery", in: map[string]string{"encryption": "true", "encryption_passphrase": sealed, "encryption_recovery_passphrase": sealed, "encryption_recovery_revision": jobID},
+			want: m.Details{Encryption: true, Passphrase: sealed, Recovery: sealed, RecoveryRevision: jobID}},
+		{name: "recovery in the clear", in: map[string]string{"encryption_passphrase": sealed, "encryption_recovery_passphrase": "hunter2"}, code: m.CodePassphraseUnsealed, says: "encryption_recovery_passphrase"},
+		{name: "recovery alone", in: kv("encryption_recovery_passphrase", sealed), code: m.CodeInvalidDetail, says: "encryption_recovery_passphrase"},
+		{name: "recovery revision alone", in: map[string]string{"encryption_passphrase": sealed, "encryption_recovery_revision": jobID}, code: m.CodeInvalidDetail, says: "encryption_recovery_revision"},
+
 		{name: "limit", in: kv("bandwidth_limit", "250"), want: m.Details{BandwidthLimit: 250}},
 		{name: "no limit", in: kv("bandwidth_limit", "0")},
 		{name: "highest limit", in: kv("bandwidth_limit", "1073741824"), want: m.Details{BandwidthLimit: 1 << 30}},

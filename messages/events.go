@@ -45,7 +45,7 @@ type Event struct {
 	Error *Failure `json:"error,omitempty"`
 	// BackupID is set in the verified and succeeded events of commands on one backup.
 	BackupID string `json:"backup_id,omitempty"`
-	// Backup is set when a backup was taken.
+	// Backup is set when a backup was taken, or got another passphrase.
 	Backup *CatalogEntry `json:"backup,omitempty"`
 	// Verified is set in a verified event.
 	Verified *Verification `json:"verified,omitempty"`

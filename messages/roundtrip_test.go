@@ -123,6 +123,12 @@ func command() *rapid.Generator[m.Command] {
 			return &m.DeleteBackup{Header: headers(m.TypeDelete).Draw(t, "header"), Backup: reference().Draw(t, "backup")}
 		}),
 		rapid.Custom(func(t *rapid.T) m.Command {
+			d := m.Details{Passphrase: sealedText().Draw(t, "new")}
+			keyDetails(t, &d)
+			return &m.RekeyBackup{Header: headers(m.TypeRekey).Draw(t, "header"), Backup: reference().Draw(t, "backup"),
+				OldPassphrase: sealedText().Draw(t, "old"), OldRevision: rapid.OneOf(rapid.Just(""), id()).Draw(t, "old revision"), Details: d}
+		}),
+		rapid.Custom(func(t *rapid.T) m.Command {
 			c := &m.ListBackups{Header: headers(m.TypeList).Draw(t, "header"), BackupPath: folder().Draw(t, "path"), Repository: repository().Draw(t, "repository")}
 			if rapid.Bool().Draw(t, "of a VM") {
 				c.VM = vmName().Draw(t, "vm")
@@ -150,6 +156,9 @@ func takeDetails() *rapid.Generator[m.Details] {
 		d := readDetails().Draw(t, "details")
 		d.Compression, d.IntegrityCheck = rapid.Bool().Draw(t, "compression"), rapid.Bool().Draw(t, "check")
 		d.CompressionType = rapid.SampledFrom([]string{"", m.Zstd, m.Zlib}).Draw(t, "type")
+		if d.Passphrase != "" {
+			keyDetails(t, &d)
+		}
 		d.Encryption = d.Passphrase != "" && rapid.Bool().Draw(t, "encryption")
 		return d
 	})
@@ -159,9 +168,21 @@ func readDetails() *rapid.Generator[m.Details] {
 	return rapid.Custom(func(t *rapid.T) m.Details {
 		return m.Details{
 			BandwidthLimit: rapid.IntRange(0, 1<<30).Draw(t, "bandwidth"),
-			Passphrase:     rapid.OneOf(rapid.Just(""), rapid.StringMatching(`sealed1\.X[A-Z2-7]{55}\.[A-Za-z0-9_-]{1,80}`)).Draw(t, "passphrase"),
+			Passphrase:     rapid.OneOf(rapid.Just(""), sealedText()).Draw(t, "passphrase"),
 		}
 	})
+}
+
+// keyDetails draws what names and accompanies a passphrase.
+func keyDetails(t *rapid.T, d *m.Details) {
+	d.Revision = rapid.OneOf(rapid.Just(""), id()).Draw(t, "revision")
+	if d.Recovery = rapid.OneOf(rapid.Just(""), sealedText()).Draw(t, "recovery"); d.Recovery != "" {
+		d.RecoveryRevision = rapid.OneOf(rapid.Just(""), id()).Draw(t, "recovery revision")
+	}
+}
+
+func sealedText() *rapid.Generator[string] {
+	return rapid.StringMatching(`sealed1\.X[A-Z2-7]{55}\.[A-Za-z0-9_-]{1,80}`)
 }
 
 func reference() *rapid.Generator[m.BackupRef] {

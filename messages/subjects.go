@@ -8,10 +8,13 @@ import "strings"
 //	BACKUP_EVENTS       lasting events (90 days)
 //	BACKUP_HOSTS        KV, key <zone>.<host>: hosts that are alive, with a TTL
 //	BACKUP_CATALOG      KV, key <zone>.<host>.<backup id>: what backups exist
+//	BACKUP_ZONES        KV, keys <zone> and <zone>.<revision>: settings and sealed passphrases of the
+//	                    zones; the management side's alone, hosts have no right to it
 const (
 	EventStream   = "BACKUP_EVENTS"
 	HostBucket    = "BACKUP_HOSTS"
 	CatalogBucket = "BACKUP_CATALOG"
+	ZoneBucket    = "BACKUP_ZONES"
 )
 
 // SignatureHeader is the header of a command's message that holds the publisher's signature of it.
@@ -41,6 +44,12 @@ func HostKey(zone, host string) string { return zone + "." + host }
 
 // CatalogKey is a backup's key in CatalogBucket.
 func CatalogKey(zone, host, backup string) string { return zone + "." + host + "." + backup }
+
+// ZoneKey is the key of a zone's settings in ZoneBucket.
+func ZoneKey(zone string) string { return zone }
+
+// PassphraseKey is the key of a passphrase of a zone in ZoneBucket.
+func PassphraseKey(zone, revision string) string { return zone + "." + revision }
 
 // ParseJobSubject takes a JobSubject apart. ok is false where the subject is not one, or is a
 // filter. Zone and host have then passed CheckLabel; job is any literal token, because a command

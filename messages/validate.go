@@ -30,6 +30,9 @@ func (c *VerifyBackup) Target() string { return c.Backup.VM }
 // Target is the VM whose backup is deleted.
 func (c *DeleteBackup) Target() string { return c.Backup.VM }
 
+// Target is the VM whose backup gets another passphrase.
+func (c *RekeyBackup) Target() string { return c.Backup.VM }
+
 // Target is the VM whose backups are listed, or the repository's address.
 func (c *ListBackups) Target() string {
 	if c.VM != "" {
@@ -154,6 +157,26 @@ func (c *DeleteBackup) Validate() error {
 }
 
 // Validate implements Command.
+func (c *RekeyBackup) Validate() error {
+	if err := c.validate(TypeRekey); err != nil {
+		return err
+	}
+	if err := c.Backup.validate(); err != nil {
+		return err
+	}
+	if c.OldPassphrase == "" || c.Details.Passphrase == "" {
+		return Errorf(CodePassphraseMissing, "old_passphrase and %s are needed", DetailPassphrase)
+	}
+	if err := checkSealed("old_passphrase", c.OldPassphrase); err != nil {
+		return err
+	}
+	if err := checkRevision("old_revision", c.OldRevision); err != nil {
+		return err
+	}
+	return c.Details.only(DetailPassphrase, DetailRevision, DetailRecovery, DetailRecoveryRevision)
+}
+
+// Validate implements Command.
 func (c *ListBackups) Validate() error {
 	if err := c.validate(TypeList); err != nil {
 		return err
@@ -221,9 +244,14 @@ func (i Image) validate() error {
 // onlyReading checks the details of a command that reads a backup, and refuses those that shape a
 // new one.
 func (d Details) onlyReading() error {
+	return d.only(DetailPassphrase, DetailRevision, DetailBandwidthLimit)
+}
+
+// only checks the details of a command that goes with these alone.
+func (d Details) only(keys ...string) error {
 	for _, key := range slices.Sorted(maps.Keys(d.Map())) {
-		if key != DetailPassphrase && key != DetailBandwidthLimit {
-			return Errorf(CodeInvalidDetail, "%s does not go with this command, only %s and %s do", key, DetailPassphrase, DetailBandwidthLimit)
+		if !slices.Contains(keys, key) {
+			return Errorf(CodeInvalidDetail, "%s does not go with this command, only %s do", key, strings.Join(keys, ", "))
 		}
 	}
 	return d.check()

@@ -20,12 +20,14 @@ import (
 
 // commands are decoded strictly; a schema of one refuses what is unknown.
 func commands() []any {
-	return []any{messages.TakeBackup{}, messages.RestoreBackup{}, messages.VerifyBackup{}, messages.DeleteBackup{}, messages.ListBackups{}}
+	return []any{
+		messages.TakeBackup{}, messages.RestoreBackup{}, messages.VerifyBackup{}, messages.DeleteBackup{}, messages.RekeyBackup{}, messages.ListBackups{},
+	}
 }
 
 // reports are what comes back. They grow: a schema of one leaves alone what is unknown.
 func reports() []any {
-	return []any{messages.Event{}, messages.Progress{}, messages.HostInfo{}, messages.CatalogEntry{}}
+	return []any{messages.Event{}, messages.Progress{}, messages.HostInfo{}, messages.CatalogEntry{}, messages.ZoneSettings{}, messages.KeptPassphrase{}}
 }
 
 const messagesPath = "github.com/nasfleet/nasfleet/messages"

@@ -20,6 +20,7 @@ const (
 	belowPattern     = `^([^/]|$)`
 	noOptionPattern  = `^([^-]|$)`
 	sealedPattern    = `^(sealed1\.[A-Za-z0-9._-]+)?$`
+	revisionPattern  = `^([0-7][0-9A-HJKMNP-TV-Z]{25})?$`
 	bandwidthPattern = `^[0-9]+$`
 )
 
@@ -54,6 +55,8 @@ func constrain(s *jsonschema.Schema) {
 		setField(s, "details", onlyReading)
 	case string(messages.TypeVerify):
 		setField(s, "details", onlyReading)
+	case string(messages.TypeRekey):
+		setField(s, "details", onlyKeys)
 	}
 	if image, ok := s.Definitions["Image"]; ok {
 		path, _ := image.Properties.Get("path")
@@ -97,7 +100,11 @@ func constrainFields(s *jsonschema.Schema) {
 		"address":       text(noOptionPattern, 1, maxPath),
 		"mount_options": text(noOptionPattern, 0, maxPath),
 		"format":        func(p *jsonschema.Schema) { p.Enum = []any{"qcow2", "raw"} },
-		"disks":         func(p *jsonschema.Schema) { text(labelPattern, 0, maxName)(p.Items) },
+		"old_passphrase": func(p *jsonschema.Schema) {
+			p.Pattern, p.MinLength = sealedPattern, number(1)
+		},
+		"old_revision": func(p *jsonschema.Schema) { p.Pattern = revisionPattern },
+		"disks":        func(p *jsonschema.Schema) { text(labelPattern, 0, maxName)(p.Items) },
 	} {
 		setField(s, name, rule)
 	}
@@ -134,6 +141,9 @@ func (g *generator) details() *jsonschema.Schema {
 		{messages.DetailCompressionType, "CompressionType", &jsonschema.Schema{Enum: []any{messages.Zstd, messages.Zlib, nil}, Default: messages.Zstd}},
 		{messages.DetailEncryption, "Encryption", flag()},
 		{messages.DetailPassphrase, "Passphrase", &jsonschema.Schema{Pattern: sealedPattern, Extras: orNull}},
+		{messages.DetailRevision, "Revision", &jsonschema.Schema{Pattern: revisionPattern, Extras: orNull}},
+		{messages.DetailRecovery, "Recovery", &jsonschema.Schema{Pattern: sealedPattern, Extras: orNull}},
+		{messages.DetailRecoveryRevision, "RecoveryRevision", &jsonschema.Schema{Pattern: revisionPattern, Extras: orNull}},
 		{messages.DetailBandwidthLimit, "BandwidthLimit", &jsonschema.Schema{Pattern: bandwidthPattern, Default: "0", Extras: orNull}},
 		{messages.DetailIntegrityCheck, "IntegrityCheck", flag()},
 	} {
@@ -150,9 +160,27 @@ func (g *generator) details() *jsonschema.Schema {
 
 // onlyReading leaves the details that go with a backup that exists.
 func onlyReading(s *jsonschema.Schema) {
-	for _, key := range []string{messages.DetailCompression, messages.DetailCompressionType, messages.DetailEncryption, messages.DetailIntegrityCheck} {
+	for _, key := range []string{
+		messages.DetailCompression, messages.DetailCompressionType, messages.DetailEncryption, messages.DetailIntegrityCheck,
+		messages.DetailRecovery, messages.DetailRecoveryRevision,
+	} {
 		s.Properties.Delete(key)
 	}
+	s.If, s.Then = nil, nil
+}
+
+// onlyKeys leaves the details that a backup is opened with, of which the first is needed.
+func onlyKeys(s *jsonschema.Schema) {
+	for _, key := range []string{
+		messages.DetailCompression, messages.DetailCompressionType, messages.DetailEncryption, messages.DetailIntegrityCheck,
+		messages.DetailBandwidthLimit,
+	} {
+		s.Properties.Delete(key)
+	}
+	s.Required = []string{messages.DetailPassphrase}
+	s.Extras = map[string]any{"type": "object"}
+	p, _ := s.Properties.Get(messages.DetailPassphrase)
+	p.MinLength, p.Extras = number(1), map[string]any{"type": "string"}
 	s.If, s.Then = nil, nil
 }
 

@@ -274,6 +274,14 @@ func TestSchemaAndDecoderAgree(t *testing.T) {
 		{messages.TypeDelete, false, object{"details": object{}}},
 		{messages.TypeDelete, false, object{"backup": "01K5XZ8M4RA0T5B7C9D1E3F5G7"}},
 
+		{messages.TypeRekey, true, object{"old_revision": "01K5XZ8M4RA0T5B7C9D1E3F5G7"}},
+		{messages.TypeRekey, false, object{"old_revision": "x"}},
+		{messages.TypeRekey, false, object{"old_passphrase": absent}},
+		{messages.TypeRekey, false, object{"old_passphrase": "plain"}},
+		{messages.TypeRekey, false, object{"details": absent}},
+		{messages.TypeRekey, false, object{"details": object{}}},
+		{messages.TypeRekey, false, details("compression", "true")},
+
 		{messages.TypeList, true, object{"vm": "a", "backup_path": "b"}},
 		{messages.TypeList, false, object{"vm": "a/b"}},
 		{messages.TypeList, false, object{"details": object{}}},
