@@ -105,8 +105,8 @@ func TestDecodeMissing(t *testing.T) {
 		m.TypeRestore: append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address", "to_dir"),
 		m.TypeVerify:  append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
 		m.TypeDelete:  append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
-		m.TypeRekey: append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
-		m.TypeList: append(top, "repository", "repository.type", "repository.address"),
+		m.TypeRekey:   append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
+		m.TypeList:    append(top, "repository", "repository.type", "repository.address"),
 	}
 	for typ, fields := range missing {
 		for _, field := range fields {

@@ -164,6 +164,10 @@ type CatalogEntry struct {
 	// FullReason says why a backup of mode auto is a full one.
 	FullReason FullReason `json:"full_reason,omitempty"`
 	Encrypted  bool       `json:"encrypted"`
+	// Revision names the passphrase, RecoveryRevision the recovery passphrase, of those that are kept
+	// for the zone; "" where nobody keeps it, or there is none.
+	Revision         string `json:"passphrase_revision,omitempty"`
+	RecoveryRevision string `json:"recovery_revision,omitempty"`
 	// Compressed says whether the clusters are compressed.
 	Compressed bool `json:"compressed"`
 	// Quiesced says whether the guest's file systems were frozen for it.

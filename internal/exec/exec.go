@@ -133,6 +133,8 @@ func (e *Executor) run(ctx context.Context, ws *workspace, cmd messages.Command,
 		return e.verify(ctx, ws, cmd, r)
 	case *messages.DeleteBackup:
 		return e.remove(ctx, ws, cmd, r)
+	case *messages.RekeyBackup:
+		return e.rekey(ctx, ws, cmd, r)
 	case *messages.ListBackups:
 		return e.list(ctx, ws, cmd, r)
 	}
@@ -157,13 +159,13 @@ func safely(f func() error) (err error) {
 	return f()
 }
 
-// passphrase opens the sealed passphrase of a command; nil if there is none.
-func (e *Executor) passphrase(d messages.Details) (*secret.Passphrase, error) {
-	if d.Passphrase == "" {
+// passphrase opens a sealed passphrase of a command; nil if there is none.
+func (e *Executor) passphrase(sealed string) (*secret.Passphrase, error) {
+	if sealed == "" {
 		return nil, nil
 	}
 	if e.cfg.Key == nil {
 		return nil, messages.Errorf(messages.CodePassphraseForeign, "this host has no key to open passphrases with")
 	}
-	return e.cfg.Key.Open(d.Passphrase)
+	return e.cfg.Key.Open(sealed)
 }

@@ -2,7 +2,6 @@ package exec
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,17 +18,19 @@ import (
 
 // taking is a backup under way. A backup's id is its job's.
 type taking struct {
-	e       *Executor
-	ws      *workspace
-	cmd     *messages.TakeBackup
-	r       Reporter
-	pass    *secret.Passphrase
-	digKey  []byte
-	limiter *copier.Limiter
-	src     source
-	partial *repository.Partial
-	disks   []*takenDisk
-	man     repository.Manifest
+	e    *Executor
+	ws   *workspace
+	cmd  *messages.TakeBackup
+	r    Reporter
+	pass *secret.Passphrase
+	// recovery opens the backup as well; nil for none.
+	recovery *secret.Passphrase
+	digKey   []byte
+	limiter  *copier.Limiter
+	src      source
+	partial  *repository.Partial
+	disks    []*takenDisk
+	man      repository.Manifest
 }
 
 // domainFile is the VM's definition beside its disks.
@@ -66,13 +67,11 @@ func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBa
 	if t.man.Mode, t.man.Notes, err = e.mode(cmd.Mode); err != nil {
 		return Outcome{}, err
 	}
-	if t.pass, err = e.passphrase(cmd.Details); err != nil {
-		return Outcome{}, err
-	}
-	defer t.pass.Wipe()
-	if cmd.Details.Encryption {
-		t.digKey = secret.NewDigestKey()
-		defer clear(t.digKey)
+	if cmd.Details.Encryption { // a passphrase that comes without it is for nothing
+		defer t.wipe()
+		if err := t.openKeys(); err != nil {
+			return Outcome{}, err
+		}
 	}
 	if t.src, err = e.source(ctx, cmd); err != nil {
 		return Outcome{}, err
@@ -107,6 +106,24 @@ func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBa
 		return Outcome{}, err
 	}
 	return t.outcome(t.man), nil
+}
+
+// openKeys opens the passphrases that the backup is to be encrypted with.
+func (t *taking) openKeys() (err error) {
+	if t.pass, err = t.e.passphrase(t.cmd.Details.Passphrase); err != nil {
+		return err
+	}
+	if t.recovery, err = t.e.passphrase(t.cmd.Details.Recovery); err != nil {
+		return err
+	}
+	t.digKey = secret.NewDigestKey()
+	return nil
+}
+
+func (t *taking) wipe() {
+	t.pass.Wipe()
+	t.recovery.Wipe()
+	clear(t.digKey)
 }
 
 func (t *taking) outcome(m repository.Manifest) Outcome {
@@ -155,7 +172,7 @@ func (t *taking) copy(ctx context.Context) error {
 
 func (t *taking) createTarget(ctx context.Context, d *takenDisk) (err error) {
 	d.file = d.name + ".qcow2"
-	file := storaged.NewBackup{Size: d.size, Passphrase: t.pass.Bytes()}
+	file := storaged.NewBackup{Size: d.size, Passphrase: t.pass.Bytes(), Recovery: t.recovery.Bytes()}
 	if t.cmd.Details.Encryption {
 		d.file = d.name + ".luks"
 	}
@@ -263,16 +280,14 @@ func (t *taking) describe() error {
 	}
 	m.Digest = repository.Digest{Algorithm: digest.Algorithm(t.cmd.Details.Encryption), BlockBytes: digest.BlockSize}
 	if t.cmd.Details.Encryption {
-		m.Encryption.LUKS = true
-		w, err := secret.WrapKey(t.pass, t.digKey)
-		if err != nil {
-			return messages.Errorf(messages.CodeInternal, "wrap the digest key: %w", err)
+		m.Encryption = repository.Encryption{
+			LUKS: true, Revision: t.cmd.Details.Revision, RecoveryRevision: t.cmd.Details.RecoveryRevision,
 		}
-		wrapped, err := json.Marshal(w)
+		wrapped, err := wrap(t.digKey, t.pass, t.recovery)
 		if err != nil {
-			return messages.Errorf(messages.CodeInternal, "wrap the digest key: %w", err)
+			return err
 		}
-		m.Digest.Keyed, m.Digest.WrappedKeys = true, []json.RawMessage{wrapped}
+		m.Digest.Keyed, m.Digest.WrappedKeys = true, wrapped
 	}
 	for _, d := range t.disks {
 		m.Disks = append(m.Disks, repository.Disk{

@@ -59,7 +59,7 @@ func (e *Executor) verify(ctx context.Context, ws *workspace, cmd *messages.Veri
 
 // stored finds a backup, and the keys to it where it is encrypted.
 func (e *Executor) stored(ctx context.Context, ws *workspace, ref messages.BackupRef, d messages.Details) (*repository.Backup, keys, error) {
-	pass, err := e.passphrase(d)
+	pass, err := e.passphrase(d.Passphrase)
 	if err != nil {
 		return nil, keys{}, err
 	}
@@ -107,6 +107,26 @@ func unwrap(wrapped []json.RawMessage, pass *secret.Passphrase) ([]byte, error) 
 		}
 	}
 	return nil, err
+}
+
+// wrap wraps the key to the digests for each passphrase there is.
+func wrap(key []byte, passphrases ...*secret.Passphrase) ([]json.RawMessage, error) {
+	var wrapped []json.RawMessage
+	for _, p := range passphrases {
+		if p == nil {
+			continue
+		}
+		w, err := secret.WrapKey(p, key)
+		if err != nil {
+			return nil, messages.Errorf(messages.CodeInternal, "wrap the digest key: %w", err)
+		}
+		data, err := json.Marshal(w)
+		if err != nil {
+			return nil, messages.Errorf(messages.CodeInternal, "wrap the digest key: %w", err)
+		}
+		wrapped = append(wrapped, data)
+	}
+	return wrapped, nil
 }
 
 func (k *keys) wipe() {

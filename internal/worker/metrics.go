@@ -58,7 +58,7 @@ func (m *Metrics) observe(j *job, d decision, err error, out exec.Outcome) {
 	t := string(j.cmd.Head().Type)
 	m.attempts.WithLabelValues(t, kind, string(messages.CodeOf(err))).Inc()
 	m.seconds.WithLabelValues(t).Observe(time.Since(j.started).Seconds())
-	if err == nil && out.Backup != nil {
+	if err == nil && out.Backup != nil && j.cmd.Head().Type == messages.TypeTake {
 		m.data.Add(float64(out.Backup.DataBytes))
 		m.stored.Add(float64(out.Backup.StoredBytes))
 	}

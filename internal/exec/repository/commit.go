@@ -84,6 +84,17 @@ func (p *Partial) complete(dir *os.Root, m *Manifest) error {
 	if m.FinishedAt.IsZero() {
 		m.FinishedAt = time.Now().UTC()
 	}
+	if err := m.measure(dir); err != nil {
+		return err
+	}
+	if err := m.check(p.loc); err != nil {
+		return internalError(err)
+	}
+	return m.checkFiles(dir)
+}
+
+// measure fills in the sizes of the disks' files.
+func (m *Manifest) measure(dir *os.Root) error {
 	for i := range m.Disks {
 		d := &m.Disks[i]
 		if err := checkFile(d.File); err != nil {
@@ -95,10 +106,7 @@ func (p *Partial) complete(dir *os.Root, m *Manifest) error {
 		}
 		d.FileBytes, d.StoredBytes = fi.Size(), storedBytes(fi)
 	}
-	if err := m.check(p.loc); err != nil {
-		return internalError(err)
-	}
-	return m.checkFiles(dir)
+	return nil
 }
 
 // storedBytes returns what a file takes on the repository; its length where the file system does not

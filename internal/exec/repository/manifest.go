@@ -76,6 +76,8 @@ type Encryption struct {
 	LUKS bool `json:"luks"`
 	// Revision names the passphrase and tells nothing about it.
 	Revision string `json:"revision,omitempty"`
+	// RecoveryRevision names the passphrase of the second key slot; "" where that is not kept, or there is none.
+	RecoveryRevision string `json:"recovery_revision,omitempty"`
 }
 
 // Digest says how the files of digests were made; the zero value where there are none.
@@ -137,7 +139,7 @@ func (m Manifest) CatalogEntry(repo messages.Repository, backupPath string) mess
 	e := messages.CatalogEntry{
 		ID: m.ID, Zone: m.Zone, Host: m.Host, VM: m.VM, JobID: m.JobID, CreatedAt: m.CreatedAt, Mode: m.Mode,
 		Parent: m.Parent, FullReason: m.FullReason,
-		Encrypted: m.Encryption.LUKS, Compressed: m.Compression != "", Quiesced: m.Quiesced,
+		Encrypted: m.Encryption.LUKS, Revision: m.Encryption.Revision, RecoveryRevision: m.Encryption.RecoveryRevision, Compressed: m.Compression != "", Quiesced: m.Quiesced,
 		Disks: make([]messages.CatalogDisk, 0, len(m.Disks)), BackupPath: backupPath, Repository: repo,
 	}
 	for _, d := range m.Disks {

@@ -16,7 +16,7 @@ func sample() Manifest {
 	m := manifest(location())
 	m.Version, m.FinishedAt = ManifestVersion, m.CreatedAt.Add(time.Minute)
 	m.Quiesced, m.FrozenSeconds, m.Consistency = true, 0.25, "file systems frozen"
-	m.Encryption = Encryption{LUKS: true, Revision: "r3"}
+	m.Encryption = Encryption{LUKS: true, Revision: "01K5XZ8M4RA0T5B7C9D1E3F5G7", RecoveryRevision: "01K5XW1Q2RA0T5B7C9D1E3F5G7"}
 	m.Disks[0].LUKS, m.Disks[0].File = true, "vda.luks"
 	m.Digest.Keyed = true
 	m.Digest.WrappedKeys = append(m.Digest.WrappedKeys, []byte(`{"k":"AAAA"}`))

@@ -69,6 +69,7 @@ func (m Manifest) check(loc Location) error {
 		messages.CheckID("job_id", m.JobID),
 		messages.CheckLabel("zone", m.Zone),
 		messages.CheckLabel("host", m.Host),
+		m.Encryption.check(),
 		m.checkKind(),
 		m.checkChain(),
 		m.Digest.check(),
@@ -127,6 +128,16 @@ func (m Manifest) checkChain() error {
 
 func (m Manifest) hasIncremental() bool {
 	return slices.ContainsFunc(m.Disks, func(d Disk) bool { return d.Incremental })
+}
+
+// check keeps what is no name of a passphrase out of the catalog.
+func (e Encryption) check() error {
+	for what, revision := range map[string]string{"revision": e.Revision, "recovery_revision": e.RecoveryRevision} {
+		if revision != "" && messages.CheckID(what, revision) != nil {
+			return corrupt("encryption %s is not a ULID", what)
+		}
+	}
+	return nil
 }
 
 func (d Digest) check() error {

@@ -2,9 +2,9 @@ package storaged
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -18,10 +18,6 @@ const (
 	compressedClusterSize = 256 << 10
 )
 
-// maxFormatTries is how often the LUKS container is begun: QEMU's timing of PBKDF2 fails now and
-// then, within milliseconds, when the kernel has not yet charged any CPU time to its thread.
-const maxFormatTries = 20
-
 // ContainerSuffix is added to the name of a backup's export for the export of its qcow2 bytes.
 const ContainerSuffix = ".qcow2"
 
@@ -34,6 +30,8 @@ type NewBackup struct {
 	Compression string
 	// Passphrase opens the LUKS container; nil means that there is none. It is not kept.
 	Passphrase []byte
+	// Recovery opens the container as well, by a key slot of its own; nil means that there is none.
+	Recovery []byte
 }
 
 // ClusterSize returns the size of the qcow2's clusters in bytes.
@@ -58,7 +56,7 @@ type Backup struct {
 // request (the last one may be cut off by the end of the disk): QEMU answers a second write with
 // EIO. Writing zeroes, in any way, costs next to nothing.
 func (d *Daemon) CreateBackup(ctx context.Context, export string, b NewBackup) error {
-	if err := checkPassphrase(b.Passphrase); err != nil {
+	if err := errors.Join(checkPassphrase(b.Passphrase), checkPassphrase(b.Recovery)); err != nil {
 		return err
 	}
 	err := d.create(ctx, export, b.Path, b.Size, func(g *graph) error {
@@ -67,7 +65,7 @@ func (d *Daemon) CreateBackup(ctx context.Context, export string, b NewBackup) e
 			return err
 		}
 		if b.Passphrase != nil {
-			if base, err = g.newContainer(ctx, base, b.Passphrase); err != nil {
+			if base, err = g.newContainer(ctx, base, b.Passphrase, b.Recovery); err != nil {
 				return err
 			}
 		}
@@ -81,21 +79,20 @@ func (d *Daemon) CreateBackup(ctx context.Context, export string, b NewBackup) e
 }
 
 // newContainer makes an empty LUKS container in a node, which grows as it is written to.
-func (g *graph) newContainer(ctx context.Context, file string, passphrase []byte) (node string, err error) {
+func (g *graph) newContainer(ctx context.Context, file string, passphrase, recovery []byte) (node string, err error) {
 	err = g.withSecret(ctx, passphrase, func(secret string) error {
 		format := object{
 			"driver": "luks", "file": file, "size": 0,
 			"key-secret": secret, "iter-time": g.d.iterTime.Milliseconds(),
 		}
-		err := g.d.format(ctx, format)
-		for try := 1; err != nil && strings.Contains(err.Error(), sayNoCPUUsage) && try < maxFormatTries; try++ {
-			err = g.d.format(ctx, format)
-		}
-		if err != nil {
+		if err := timed(func() error { return g.d.format(ctx, format) }); err != nil {
 			return err
 		}
 		node, err = g.node(ctx, object{"driver": "luks", "file": file, "key-secret": secret, "discard": "unmap"})
-		return err
+		if err != nil || recovery == nil {
+			return err
+		}
+		return g.addKey(ctx, node, recoverySlot, recovery)
 	})
 	return node, err
 }

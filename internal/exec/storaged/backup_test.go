@@ -40,7 +40,7 @@ func testBackup(t *testing.T, d *Daemon, compression, passphrase string, size in
 		key = []byte(passphrase)
 	}
 
-	if err := d.CreateBackup(t.Context(), "vda", NewBackup{path, int64(size), compression, key}); err != nil {
+	if err := d.CreateBackup(t.Context(), "vda", NewBackup{Path: path, Size: int64(size), Compression: compression, Passphrase: key}); err != nil {
 		t.Fatal(err)
 	}
 	copyIn(t, d, source, "vda")
@@ -137,7 +137,7 @@ func TestBackupZeroes(t *testing.T) {
 func TestPassphraseStaysSecret(t *testing.T) {
 	d, log := startDaemon(t, quick)
 	path := filepath.Join(t.TempDir(), "backup")
-	if err := d.CreateBackup(t.Context(), "vda", NewBackup{path, 1 << 20, "zstd", []byte(testPassphrase)}); err != nil {
+	if err := d.CreateBackup(t.Context(), "vda", NewBackup{Path: path, Size: 1 << 20, Compression: "zstd", Passphrase: []byte(testPassphrase)}); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.OpenBackup(t.Context(), "vdb", Backup{path, []byte("wrong-" + testPassphrase)}); messages.CodeOf(err) != messages.CodeWrongPassphrase {

@@ -82,7 +82,7 @@ func TestKilled(t *testing.T) {
 	failed := make(chan error, 1)
 	path := filepath.Join(dir, "vdb")
 	go func() {
-		failed <- d.CreateBackup(context.Background(), "vdb", NewBackup{path, 1 << 20, "", []byte(testPassphrase)})
+		failed <- d.CreateBackup(context.Background(), "vdb", NewBackup{Path: path, Size: 1 << 20, Compression: "", Passphrase: []byte(testPassphrase)})
 	}()
 	<-started
 	mustDo(t, unix.Kill(d.PID(), unix.SIGSEGV))
@@ -113,7 +113,7 @@ func TestCancelled(t *testing.T) {
 		started := log.expect("blockdev-create", moment)
 		failed := make(chan error, 1)
 		go func() {
-			failed <- d.CreateBackup(ctx, "vda", NewBackup{path, 1 << 20, "zstd", []byte(testPassphrase)})
+			failed <- d.CreateBackup(ctx, "vda", NewBackup{Path: path, Size: 1 << 20, Compression: "zstd", Passphrase: []byte(testPassphrase)})
 		}()
 		<-started
 		cancel(cause)
@@ -141,7 +141,7 @@ func TestStopWhileBusy(t *testing.T) {
 	started := log.expect("blockdev-create", "to the storage daemon")
 	failed := make(chan error, 1)
 	go func() {
-		failed <- d.CreateBackup(context.Background(), "vda", NewBackup{path, 1 << 20, "", []byte(testPassphrase)})
+		failed <- d.CreateBackup(context.Background(), "vda", NewBackup{Path: path, Size: 1 << 20, Compression: "", Passphrase: []byte(testPassphrase)})
 	}()
 	<-started
 	mustDo(t, d.Stop())

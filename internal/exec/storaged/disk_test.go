@@ -210,25 +210,29 @@ func TestRefusals(t *testing.T) {
 		do   func() error
 		want messages.Code
 	}{
-		"missing disk":        {open(missing, FormatRaw), messages.CodeDiskNotFound},
-		"missing target":      {func() error { return d.OpenForWrite(t.Context(), "vda", Disk{Path: missing, Format: FormatRaw}) }, messages.CodeDiskNotFound},
-		"not qcow2":           {open(there, FormatQcow2), messages.CodeDiskUnsupported},
-		"unknown format":      {open(there, "vmdk"), messages.CodeDiskUnsupported},
-		"no format":           {open(there, ""), messages.CodeDiskUnsupported},
-		"folder":              {open(dir, FormatRaw), messages.CodeDiskUnsupported},
-		"fifo":                {open(fifo, FormatRaw), messages.CodeDiskUnsupported},
-		"character device":    {open("/dev/zero", FormatRaw), messages.CodeDiskUnsupported},
-		"relative":            {open("disk", FormatRaw), messages.CodeDiskUnsupported},
-		"not UTF-8":           {open("/tmp/\xff", FormatRaw), messages.CodeDiskUnsupported},
-		"encrypted":           {open(encrypted, FormatQcow2), messages.CodeSourceEncrypted},
-		"disk is there":       {func() error { return d.CreateDisk(t.Context(), "vda", NewDisk{there, FormatRaw, 512}) }, messages.CodeTargetExists},
-		"backup is there":     {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{Path: there, Size: 512}) }, messages.CodeTargetExists},
-		"no folder":           {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{Path: "/nonexistent/x", Size: 512}) }, messages.CodeTargetWriteFailed},
-		"unknown compression": {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{missing, 512, "lzma", nil}) }, messages.CodeTargetWriteFailed},
-		"empty passphrase":    {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{missing, 512, "", []byte{}}) }, messages.CodePassphraseMissing},
-		"unknown new format":  {func() error { return d.CreateDisk(t.Context(), "vda", NewDisk{missing, "vmdk", 512}) }, messages.CodeDiskUnsupported},
-		"odd size":            {func() error { return d.CreateDisk(t.Context(), "vda", NewDisk{missing, FormatRaw, 513}) }, messages.CodeInternal},
-		"no such export":      {func() error { return d.CloseExport(t.Context(), "vda") }, messages.CodeInternal},
+		"missing disk":     {open(missing, FormatRaw), messages.CodeDiskNotFound},
+		"missing target":   {func() error { return d.OpenForWrite(t.Context(), "vda", Disk{Path: missing, Format: FormatRaw}) }, messages.CodeDiskNotFound},
+		"not qcow2":        {open(there, FormatQcow2), messages.CodeDiskUnsupported},
+		"unknown format":   {open(there, "vmdk"), messages.CodeDiskUnsupported},
+		"no format":        {open(there, ""), messages.CodeDiskUnsupported},
+		"folder":           {open(dir, FormatRaw), messages.CodeDiskUnsupported},
+		"fifo":             {open(fifo, FormatRaw), messages.CodeDiskUnsupported},
+		"character device": {open("/dev/zero", FormatRaw), messages.CodeDiskUnsupported},
+		"relative":         {open("disk", FormatRaw), messages.CodeDiskUnsupported},
+		"not UTF-8":        {open("/tmp/\xff", FormatRaw), messages.CodeDiskUnsupported},
+		"encrypted":        {open(encrypted, FormatQcow2), messages.CodeSourceEncrypted},
+		"disk is there":    {func() error { return d.CreateDisk(t.Context(), "vda", NewDisk{there, FormatRaw, 512}) }, messages.CodeTargetExists},
+		"backup is there":  {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{Path: there, Size: 512}) }, messages.CodeTargetExists},
+		"no folder":        {func() error { return d.CreateBackup(t.Context(), "vda", NewBackup{Path: "/nonexistent/x", Size: 512}) }, messages.CodeTargetWriteFailed},
+		"unknown compression": {func() error {
+			return d.CreateBackup(t.Context(), "vda", NewBackup{Path: missing, Size: 512, Compression: "lzma", Passphrase: nil})
+		}, messages.CodeTargetWriteFailed},
+		"empty passphrase": {func() error {
+			return d.CreateBackup(t.Context(), "vda", NewBackup{Path: missing, Size: 512, Compression: "", Passphrase: []byte{}})
+		}, messages.CodePassphraseMissing},
+		"unknown new format": {func() error { return d.CreateDisk(t.Context(), "vda", NewDisk{missing, "vmdk", 512}) }, messages.CodeDiskUnsupported},
+		"odd size":           {func() error { return d.CreateDisk(t.Context(), "vda", NewDisk{missing, FormatRaw, 513}) }, messages.CodeInternal},
+		"no such export":     {func() error { return d.CloseExport(t.Context(), "vda") }, messages.CodeInternal},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -308,7 +312,7 @@ func TestFull(t *testing.T) {
 		source := writeFile(t, filepath.Join(t.TempDir(), "source"), noise)
 
 		full := filepath.Join(dir, "full")
-		mustDo(t, d.CreateBackup(t.Context(), "vda", NewBackup{full, 8 << 20, "", key}))
+		mustDo(t, d.CreateBackup(t.Context(), "vda", NewBackup{Path: full, Size: 8 << 20, Compression: "", Passphrase: key}))
 		if out, err := try(t, "", "nbdcopy", "--sparse=0", "--flush", source, d.uri("vda")); err == nil || !strings.Contains(out, "No space left") {
 			t.Errorf("writing: %v %s", err, out)
 		}
@@ -320,7 +324,7 @@ func TestFull(t *testing.T) {
 
 		fill(t, dir)
 		none := filepath.Join(dir, "none")
-		if err := d.CreateBackup(t.Context(), "vda", NewBackup{none, 8 << 20, "", key}); messages.CodeOf(err) != messages.CodeTargetFull {
+		if err := d.CreateBackup(t.Context(), "vda", NewBackup{Path: none, Size: 8 << 20, Compression: "", Passphrase: key}); messages.CodeOf(err) != messages.CodeTargetFull {
 			t.Errorf("creating: %v", err)
 		}
 		if _, err := os.Lstat(none); err == nil {
@@ -346,7 +350,7 @@ func TestLastFlush(t *testing.T) {
 			t.Cleanup(func() { run(t, "", "umount", dir) })
 
 			path := filepath.Join(dir, "backup")
-			mustDo(t, d.CreateBackup(t.Context(), "vda", NewBackup{path, 8 << 20, compression, key}))
+			mustDo(t, d.CreateBackup(t.Context(), "vda", NewBackup{Path: path, Size: 8 << 20, Compression: compression, Passphrase: key}))
 			source := writeFile(t, filepath.Join(t.TempDir(), "source"), content(8<<20))
 			run(t, "", "nbdcopy", "--sparse=0", "--no-extents", source, d.uri("vda"))
 			fill(t, under)

@@ -206,13 +206,19 @@ func (d *Daemon) removeExport(ctx context.Context, id string) error {
 
 // format runs a blockdev-create job, which writes an image's metadata into a node, to its end.
 func (d *Daemon) format(ctx context.Context, options object) error {
-	id := d.id("create")
+	return d.runJob(ctx, "blockdev-create", object{"options": options})
+}
+
+// runJob runs a command that starts a job, and waits for the job's end.
+func (d *Daemon) runJob(ctx context.Context, command string, args object) error {
+	id := d.id("job")
+	args["job-id"] = id
 	w := d.qmp.watch("JOB_STATUS_CHANGE", func(data json.RawMessage) bool {
 		var event struct{ ID, Status string }
 		return json.Unmarshal(data, &event) == nil && event.ID == id && event.Status == "concluded"
 	})
 	defer d.qmp.unwatch(w)
-	err := d.qmp.execute(ctx, "blockdev-create", object{"job-id": id, "options": options}, nil)
+	err := d.qmp.execute(ctx, command, args, nil)
 	var refused *QMPError
 	if errors.As(err, &refused) {
 		return err
@@ -236,7 +242,7 @@ func (d *Daemon) format(ctx context.Context, options object) error {
 	case err != nil:
 		return err
 	case result != "":
-		return &QMPError{Command: "blockdev-create", Class: "GenericError", Desc: result}
+		return &QMPError{Command: command, Class: "GenericError", Desc: result}
 	}
 	return nil
 }

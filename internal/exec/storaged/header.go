@@ -83,11 +83,8 @@ func checkLUKS(header []byte) error {
 		return fmt.Errorf("%w: its header is cut off", errNotLUKS)
 	}
 	rounds := []uint32{binary.BigEndian.Uint32(header[luksDigestRounds:])}
-	for i := range luksSlotCount {
-		slot := header[luksSlots+i*luksSlotSize:]
-		if binary.BigEndian.Uint32(slot) == luksSlotActive {
-			rounds = append(rounds, binary.BigEndian.Uint32(slot[4:]))
-		}
+	for _, i := range activeSlots(header) {
+		rounds = append(rounds, binary.BigEndian.Uint32(header[luksSlots+i*luksSlotSize+4:]))
 	}
 	for _, n := range rounds {
 		if n > maxRounds {
@@ -95,4 +92,15 @@ func checkLUKS(header []byte) error {
 		}
 	}
 	return nil
+}
+
+// activeSlots lists the key slots of a LUKS1 header that hold a passphrase's key, from 0 on.
+func activeSlots(header []byte) []int {
+	var active []int
+	for i := range luksSlotCount {
+		if binary.BigEndian.Uint32(header[luksSlots+i*luksSlotSize:]) == luksSlotActive {
+			active = append(active, i)
+		}
+	}
+	return active
 }
