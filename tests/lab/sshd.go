@@ -3,10 +3,12 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -136,4 +138,25 @@ func freePort(t testing.TB) int {
 	}
 	defer func() { _ = l.Close() }()
 	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Trust makes a user's folder of ssh settings with the key that may log in and the server's host key.
+func (s *SSHServer) Trust(t testing.TB, dir, name string) {
+	t.Helper()
+	u, err := user.Lookup(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid, uerr := strconv.Atoi(u.Uid)
+	gid, gerr := strconv.Atoi(u.Gid)
+	if err := errors.Join(uerr, gerr, os.MkdirAll(dir, 0o700), os.Chown(dir, uid, gid)); err != nil {
+		t.Fatal(err)
+	}
+	for from, to := range map[string]string{s.KeyFile: "id_ed25519", s.KnownHosts: "known_hosts"} {
+		data, err := os.ReadFile(from)
+		path := filepath.Join(dir, to)
+		if err := errors.Join(err, os.WriteFile(path, data, 0o600), os.Chown(path, uid, gid)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
