@@ -65,6 +65,9 @@ const (
 const (
 	CodeStorageDaemonFailed Code = "storage_daemon_failed"
 	CodeTimeout             Code = "timeout"
+	CodeJobTimeout          Code = "job_timeout"
+	CodeJobNotFound         Code = "job_not_found"
+	CodeJobOver             Code = "job_over"
 	CodeCancelled           Code = "cancelled"
 	CodeShuttingDown        Code = "shutting_down"
 	CodeInternal            Code = "internal"
@@ -122,7 +125,10 @@ var codeTable = map[Code]codeFacts{
 
 	CodeStorageDaemonFailed: {true, "See the cause; hostworker doctor checks the QEMU tools of the host."},
 	CodeTimeout:             {true, "Something that should be quick took too long; check the repository and the hypervisor."},
-	CodeCancelled:           {false, "The job was cancelled on request."},
+	CodeJobTimeout:          {false, "Replay the job with more time (publisher take --timeout, hostworker --job-timeout), or find out what slows it down."},
+	CodeJobNotFound:         {false, "Look for the job with publisher jobs; check its id, zone and host."},
+	CodeJobOver:             {false, "See how it went with publisher job ID; publisher replay runs it again."},
+	CodeCancelled:           {false, "The job was cancelled on request; publisher replay runs it again."},
 	CodeShuttingDown:        {true, "The worker is stopping; the job starts again with the next worker of this host."},
 	CodeInternal:            {true, "This is a defect or an unforeseen condition; the worker's log has the context."},
 }

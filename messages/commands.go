@@ -21,6 +21,9 @@ const DefaultFullEvery = 14
 // MaxChain bounds every chain: a restore opens all of its backups at once.
 const MaxChain = 128
 
+// maxTimeout bounds a command's timeout (seconds): the stream keeps commands for 30 days.
+const maxTimeout = 30 * 24 * 60 * 60
+
 // Type says what a command asks for.
 type Type string
 
@@ -44,6 +47,9 @@ type Header struct {
 	IssuedAt time.Time `json:"issued_at"`
 	// Attempts bounds how often the job is tried; 0 means DefaultAttempts.
 	Attempts int `json:"attempts,omitempty"`
+	// Timeout is how long the job may take in seconds, all attempts and the waits between them
+	// together, from the moment it is accepted first. 0 means the host's own limit.
+	Timeout int `json:"timeout,omitempty"`
 	// Replays is the id of the job that this one runs again; "" for a job that is no replay.
 	Replays string `json:"replays,omitempty"`
 }

@@ -20,7 +20,13 @@ const (
 	KindFailed    Kind = "failed"
 	KindRetrying  Kind = "retrying"
 	KindCancelled Kind = "cancelled"
+	KindThrottled Kind = "throttled"
 )
+
+// Kinds lists every kind of lasting event, in the order a job may have them.
+func Kinds() []Kind {
+	return []Kind{KindAccepted, KindThrottled, KindVerified, KindRetrying, KindSucceeded, KindFailed, KindCancelled}
+}
 
 // Final says whether the kind ends a job.
 func (k Kind) Final() bool {
@@ -41,7 +47,7 @@ type Event struct {
 	Time time.Time `json:"time"`
 	// Attempt counts from 1; 0 before the first.
 	Attempt int `json:"attempt"`
-	// Error is set in failed and retrying events.
+	// Error is set in failed, retrying and cancelled events.
 	Error *Failure `json:"error,omitempty"`
 	// BackupID is set in the verified and succeeded events of commands on one backup.
 	BackupID string `json:"backup_id,omitempty"`
@@ -49,6 +55,8 @@ type Event struct {
 	Backup *CatalogEntry `json:"backup,omitempty"`
 	// Verified is set in a verified event.
 	Verified *Verification `json:"verified,omitempty"`
+	// Throttled is set in a throttled event.
+	Throttled *Throttle `json:"throttled,omitempty"`
 	// Restored names the files or devices a restore wrote, by disk.
 	Restored map[string]string `json:"restored,omitempty"`
 	// Backups is set when a repository was listed: how many it holds.
@@ -59,9 +67,20 @@ type Event struct {
 	Seconds float64 `json:"seconds,omitempty"`
 }
 
-// MsgID is the event's Nats-Msg-Id: the same event published twice is stored once.
+// MsgID is the event's Nats-Msg-Id: the same event published twice is stored once. An attempt has
+// each kind once, but may be throttled several times.
 func (e Event) MsgID() string {
-	return e.Zone + "." + e.Host + "." + e.JobID + "." + string(e.Kind) + "." + strconv.Itoa(e.Attempt)
+	id := e.Zone + "." + e.Host + "." + e.JobID + "." + string(e.Kind) + "." + strconv.Itoa(e.Attempt)
+	if e.Kind == KindThrottled {
+		id += "." + strconv.FormatInt(e.Time.UnixNano(), 36)
+	}
+	return id
+}
+
+// Throttle is a change of a job's bandwidth limit, both in MiB/s; 0 is no limit.
+type Throttle struct {
+	From int `json:"from"`
+	To   int `json:"to"`
 }
 
 // Failure is an Error as it travels.

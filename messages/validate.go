@@ -57,6 +57,9 @@ func (h Header) validate(t Type) error {
 	if h.Attempts < 0 || h.Attempts > maxAttempts {
 		return Errorf(CodeInvalidMessage, "attempts %d is not from 1 to %d", h.Attempts, maxAttempts)
 	}
+	if h.Timeout < 0 || h.Timeout > maxTimeout {
+		return Errorf(CodeInvalidMessage, "timeout %d is not from 1 to %d seconds", h.Timeout, maxTimeout)
+	}
 	if err := CheckID("job_id", h.JobID); err != nil {
 		return err
 	}

@@ -37,3 +37,19 @@ func (o outbox) FinalEvent(ctx context.Context, zone, host, job string) (*messag
 	}
 	return ev, err
 }
+
+func (o outbox) PublishAccepted(ctx context.Context, e messages.Event) (bool, error) {
+	err := o.Bus.PublishAccepted(ctx, e)
+	if errors.Is(err, bus.ErrCancelled) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (o outbox) Command(ctx context.Context, zone, host, job string) ([]byte, error) {
+	data, err := o.Bus.Command(ctx, zone, host, job)
+	if errors.Is(err, bus.ErrNotFound) {
+		return nil, nil
+	}
+	return data, err
+}

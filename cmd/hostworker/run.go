@@ -89,6 +89,11 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 	if err := c.ensureZone(ctx, s, b, log); err != nil {
 		return err
 	}
+	stopControl, err := b.ServeControl(c.Zone, c.Host, w.Control)
+	if err != nil {
+		return err
+	}
+	defer stopControl()
 	s.done()
 	log.Info().Str("version", version).Int("jobs", c.Jobs).Msg("ready")
 	return w.Run(ctx)
@@ -168,7 +173,7 @@ func (c *runCmd) worker(b *bus.Bus, key *secret.Key, authority worker.Authority,
 	}
 	w, err := worker.New(worker.Config{
 		Zone: c.Zone, Host: c.Host, Version: version, SealKey: public, Authority: authority, Jobs: c.Jobs, StateDir: c.StateDir,
-		AckWait: c.AckWait, RetryDelay: c.RetryDelay, Grace: c.Grace, Metrics: m, Log: log,
+		AckWait: c.AckWait, RetryDelay: c.RetryDelay, JobTimeout: c.JobTimeout, Grace: c.Grace, Metrics: m, Log: log,
 	}, queue{commands}, outbox{b}, executor)
 	if err != nil {
 		commands.Stop()

@@ -48,6 +48,7 @@ type settings struct {
 	LUKSIterTime time.Duration `name:"luks-iter-time" help:"How long one guess at the passphrase of a new backup takes on this machine: what protects a weak one, and is paid for each disk of each backup, verify and restore." default:"1s"`
 	MountTimeout time.Duration `help:"How long one mount or unmount may take." default:"30s"`
 	RetryDelay   time.Duration `help:"Wait before the second attempt at a job; it doubles with each." default:"10s"`
+	JobTimeout   time.Duration `help:"How long a job may take, all attempts together, where its command does not say; 0 for as long as it likes." default:"24h"`
 	Grace        time.Duration `help:"How long running jobs have to end at SIGTERM." default:"30s"`
 	Metrics      string        `help:"Serve Prometheus metrics and /healthz here." placeholder:"ADDR"`
 }
@@ -69,6 +70,9 @@ func (s *settings) Validate() error {
 	}
 	if s.AckWait < minAckWait {
 		return fmt.Errorf("--ack-wait %v is less than %v", s.AckWait, minAckWait)
+	}
+	if s.JobTimeout < 0 {
+		return fmt.Errorf("--job-timeout %v is below 0", s.JobTimeout)
 	}
 	for _, d := range []struct {
 		flag  string

@@ -37,19 +37,21 @@ var version = "dev"
 type cli struct {
 	connection
 
-	Take    takeCmd    `cmd:"" help:"Back up a VM or disk images: of one host, or of a fleet (--targets)."`
-	Restore restoreCmd `cmd:"" help:"Restore the disks of a backup, to a folder or over a stopped VM's."`
-	Verify  verifyCmd  `cmd:"" help:"Read a stored backup back and compare it with its digests."`
-	Delete  deleteCmd  `cmd:"" help:"Delete a stored backup."`
-	Ls      lsCmd      `cmd:"" help:"List the backups that exist."`
-	Show    showCmd    `cmd:"" help:"Show one backup."`
-	Watch   watchCmd   `cmd:"" help:"Follow what jobs do: all of them until interrupted, or one (--job) to its end."`
-	Jobs    jobsCmd    `cmd:"" help:"List jobs and their states."`
-	Job     storyCmd   `cmd:"" help:"Tell the whole story of one job."`
-	Replay  replayCmd  `cmd:"" help:"Run failed jobs again."`
-	Hosts   hostsCmd   `cmd:"" help:"List the hosts that are alive."`
-	Signkey signkeyCmd `cmd:"" help:"Print the public key that hosts check commands with; makes it when there is none."`
-	Seal    sealCmd    `cmd:"" help:"Seal the passphrase on standard input for a host, for commands written by hand."`
+	Take     takeCmd     `cmd:"" help:"Back up a VM or disk images: of one host, or of a fleet (--targets)."`
+	Restore  restoreCmd  `cmd:"" help:"Restore the disks of a backup, to a folder or over a stopped VM's."`
+	Verify   verifyCmd   `cmd:"" help:"Read a stored backup back and compare it with its digests."`
+	Delete   deleteCmd   `cmd:"" help:"Delete a stored backup."`
+	Ls       lsCmd       `cmd:"" help:"List the backups that exist."`
+	Show     showCmd     `cmd:"" help:"Show one backup."`
+	Watch    watchCmd    `cmd:"" help:"Follow what jobs do: all of them until interrupted, or one (--job) to its end."`
+	Jobs     jobsCmd     `cmd:"" help:"List jobs and their states."`
+	Job      storyCmd    `cmd:"" help:"Tell the whole story of one job."`
+	Replay   replayCmd   `cmd:"" help:"Run failed jobs again."`
+	Cancel   cancelCmd   `cmd:"" help:"End a job that waits or runs."`
+	Throttle throttleCmd `cmd:"" help:"Change the bandwidth limit of a job."`
+	Hosts    hostsCmd    `cmd:"" help:"List the hosts that are alive."`
+	Signkey  signkeyCmd  `cmd:"" help:"Print the public key that hosts check commands with; makes it when there is none."`
+	Seal     sealCmd     `cmd:"" help:"Seal the passphrase on standard input for a host, for commands written by hand."`
 }
 
 // connection is what all commands have in common.

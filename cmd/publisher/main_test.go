@@ -20,6 +20,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
 
+	"github.com/nasfleet/nasfleet/internal/bus"
 	"github.com/nasfleet/nasfleet/internal/fleet/fleettest"
 )
 
@@ -33,7 +34,7 @@ func TestScripts(t *testing.T) {
 		Dir:   "testdata",
 		Setup: setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code": code, "json": jsonField, "jsonlines": jsonLines, "targets": targets, "stored": stored, "nats": publishRaw,
+			"code": code, "json": jsonField, "jsonlines": jsonLines, "targets": targets, "stored": stored, "nats": publishRaw, "story": story,
 		},
 	})
 }
@@ -185,6 +186,23 @@ func publishRaw(ts *testscript.TestScript, _ bool, args []string) {
 	defer nc.Close()
 	_, err = nc.Request(args[0], []byte(args[1]), 10*time.Second)
 	ts.Check(err)
+}
+
+// story JOB KIND waits until the job has an event of that kind.
+func story(ts *testscript.TestScript, _ bool, args []string) {
+	f := ts.Value(fleetKey{}).(*fleettest.Fleet)
+	found := errors.New("found")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := f.Bus.Follow(ctx, bus.Filter{Job: args[0], History: true}, func(u bus.Update) error {
+		if u.Event != nil && string(u.Event.Kind) == args[1] {
+			return found
+		}
+		return nil
+	})
+	if !errors.Is(err, found) {
+		ts.Fatalf("no event %s of job %s: %v", args[1], args[0], err)
+	}
 }
 
 // TestInterruptedWait breaks a wait off in the middle of a job: the job goes on, and watch picks it up.

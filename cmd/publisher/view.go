@@ -89,6 +89,8 @@ func describe(e messages.Event) string {
 		s += fmt.Sprintf(" by %s/%s (attempt %d)", e.Zone, e.Host, e.Attempt)
 	case e.Verified != nil:
 		s += fmt.Sprintf(": %s read and compared in %s", size(e.Verified.Bytes), seconds(e.Verified.Seconds))
+	case e.Throttled != nil:
+		s += fmt.Sprintf(": %s, was %s", limit(e.Throttled.To), limit(e.Throttled.From))
 	case e.Kind == messages.KindRetrying && e.Error != nil && e.Error.NextAttempt != nil:
 		s = fmt.Sprintf("attempt %d failed: %s; the next is at %s", e.Attempt, e.Error.Message, stamp(*e.Error.NextAttempt))
 	case e.Error != nil:

@@ -28,6 +28,12 @@ var (
 	ErrConflict = errors.New("conflict")
 	// ErrStopped: Next was called on something that was stopped.
 	ErrStopped = errors.New("stopped")
+	// ErrAbsent: no worker of the host is connected.
+	ErrAbsent = errors.New("the host's worker is not connected")
+	// ErrCancelled: the job was cancelled before it was accepted.
+	ErrCancelled = errors.New("the job was cancelled")
+	// ErrAccepted: a host has begun with the job.
+	ErrAccepted = errors.New("the job was accepted")
 	// ErrLocked: another server uses the store folder.
 	ErrLocked = errors.New("the NATS store folder is in use")
 )
@@ -41,6 +47,8 @@ func Hint(err error) string {
 		return "Check that the NATS server runs and that the address (--nats) is right."
 	case errors.Is(err, ErrNoStream):
 		return "Check that JetStream is on and that the zone has been set up there."
+	case errors.Is(err, ErrAbsent):
+		return "Start the hostworker there (publisher hosts lists the hosts that are alive)."
 	case errors.Is(err, ErrLocked):
 		return "Stop the other worker, or give this one a folder of its own."
 	case errors.Is(err, ErrConflict):

@@ -20,20 +20,10 @@ import (
 // the other. The event's JobID must be a token of a subject: for a command that was not readable
 // that is Delivery.JobID.
 func (b *Bus) PublishEvent(ctx context.Context, e messages.Event) error {
-	if err := checkAddress(e.Zone, e.Host, e.JobID); err != nil {
-		return err
-	}
-	if err := checkToken("event kind", string(e.Kind)); err != nil {
-		return err
-	}
-	data, err := json.Marshal(e)
+	m, err := b.eventMsg(e)
 	if err != nil {
-		return fmt.Errorf("event: %w", err)
+		return err
 	}
-	m := nats.NewMsg(messages.EventSubject(e.Zone, e.Host, e.JobID, e.Kind))
-	m.Data = data
-	m.Header.Set(jetstream.MsgIDHeader, b.eventID(e))
-	m.Header.Set(jetstream.ExpectedStreamHeader, messages.EventStream)
 	if e.Kind.Final() {
 		m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
 	}
@@ -51,6 +41,61 @@ func (b *Bus) eventID(e messages.Event) string {
 	mac := hmac.New(sha256.New, b.cfg.EventKey)
 	_, _ = mac.Write([]byte(e.MsgID())) // never fails
 	return hex.EncodeToString(mac.Sum(nil))
+}
+
+// PublishAccepted stores an accepted event as PublishEvent does, but not when the job has a
+// cancelled event: ErrCancelled. Together with PublishUnaccepted, of which one is refused when the
+// other came first, it decides between a host that begins a job and the management side that
+// cancels it.
+func (b *Bus) PublishAccepted(ctx context.Context, e messages.Event) error {
+	return b.publishUnless(ctx, e, messages.KindAccepted, messages.KindCancelled, 0, ErrCancelled)
+}
+
+// PublishUnaccepted stores the cancelled event of a job that no host has accepted; ErrAccepted
+// where one has.
+func (b *Bus) PublishUnaccepted(ctx context.Context, e messages.Event) error {
+	return b.publishUnless(ctx, e, messages.KindCancelled, messages.KindAccepted, publishTries, ErrAccepted)
+}
+
+// publishUnless stores an event of one kind unless the job has one of another kind: the server
+// checks the condition and stores in one step (nats-server 2.11 and newer).
+func (b *Bus) publishUnless(ctx context.Context, e messages.Event, kind, unless messages.Kind, tries uint, refusal error) error {
+	if e.Kind != kind {
+		return fmt.Errorf("event %q is not %s: %w", e.Kind, kind, ErrConflict)
+	}
+	m, err := b.eventMsg(e)
+	if err != nil {
+		return err
+	}
+	m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
+	m.Header.Set(jetstream.ExpectedLastSubjSeqSubjHeader, messages.EventSubject(e.Zone, e.Host, e.JobID, unless))
+	err = b.store(ctx, m, tries)
+	if isWrongSequence(err) {
+		return fmt.Errorf("job %s: %w", e.JobID, refusal)
+	}
+	if errors.Is(err, errDuplicate) {
+		return nil // by its message id: it is stored
+	}
+	return err
+}
+
+// eventMsg is the message that stores an event once.
+func (b *Bus) eventMsg(e messages.Event) (*nats.Msg, error) {
+	if err := checkAddress(e.Zone, e.Host, e.JobID); err != nil {
+		return nil, err
+	}
+	if err := checkToken("event kind", string(e.Kind)); err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("event: %w", err)
+	}
+	m := nats.NewMsg(messages.EventSubject(e.Zone, e.Host, e.JobID, e.Kind))
+	m.Data = data
+	m.Header.Set(jetstream.MsgIDHeader, b.eventID(e))
+	m.Header.Set(jetstream.ExpectedStreamHeader, messages.EventStream)
+	return m, nil
 }
 
 // PublishProgress tells whoever listens how far a job is. It is not stored, and lost while the

@@ -174,10 +174,15 @@ var errDuplicate = errors.New("duplicate")
 
 // asDuplicate turns a refusal of the expected sequence into errDuplicate.
 func asDuplicate(err error) error {
-	if isCode(err, jetstream.JSErrCodeStreamWrongLastSequence, codeWrongLastSequence2) {
+	if isWrongSequence(err) {
 		return fmt.Errorf("%w: %w", errDuplicate, err)
 	}
 	return err
+}
+
+// isWrongSequence says that the server refused a message because of what its stream holds.
+func isWrongSequence(err error) bool {
+	return isCode(err, jetstream.JSErrCodeStreamWrongLastSequence, codeWrongLastSequence2)
 }
 
 // store publishes a message until it is stored, refused for good, tried often enough (0: no

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
@@ -94,14 +95,38 @@ type Outcome struct {
 	Notes    []string
 }
 
-// Run does one job. An error carries a code (messages.CodeOf); after it nothing of the job is
+// BandwidthLimit returns the limit that a command asks for, in MiB/s; 0 for none.
+func BandwidthLimit(cmd messages.Command) int {
+	switch cmd := cmd.(type) {
+	case *messages.TakeBackup:
+		return cmd.Details.BandwidthLimit
+	case *messages.RestoreBackup:
+		return cmd.Details.BandwidthLimit
+	case *messages.VerifyBackup:
+		return cmd.Details.BandwidthLimit
+	}
+	return 0
+}
+
+// Copies says whether a command's job copies data, and so has a bandwidth limit.
+func Copies(cmd messages.Command) bool {
+	switch cmd.(type) {
+	case *messages.TakeBackup, *messages.RestoreBackup, *messages.VerifyBackup:
+		return true
+	}
+	return false
+}
+
+// Run does one job, all its copying under the limiter, which the caller may change meanwhile; nil
+// does not limit: what the command asks for (BandwidthLimit) is the caller's to heed. An error carries a code (messages.CodeOf); after it nothing of the job is
 // left: no mount, no libvirt job, no process, no partial backup. When ctx ends, the error is its
 // cause. A panic in the job is an error of CodeInternal: it costs the job and not the worker.
-func (e *Executor) Run(ctx context.Context, cmd messages.Command, r Reporter) (Outcome, error) {
+func (e *Executor) Run(ctx context.Context, cmd messages.Command, limiter *copier.Limiter, r Reporter) (Outcome, error) {
 	ws, err := e.open(cmd.Head().JobID)
 	if err != nil {
 		return Outcome{}, err
 	}
+	ws.limiter = limiter
 	var out Outcome
 	err = safely(func() (err error) {
 		out, err = e.run(ctx, ws, cmd, r)

@@ -44,7 +44,7 @@ func TestAPanicCostsOneJob(t *testing.T) {
 
 	e := newExecutor(t)
 	cmd := &messages.ListBackups{Header: messages.Header{JobID: testJob}}
-	_, err := e.Run(t.Context(), cmd, nil) // a nil Reporter is a defect
+	_, err := e.Run(t.Context(), cmd, nil, nil) // a nil Reporter is a defect
 	wantCode(t, err, messages.CodeInternal)
 	if p := new(panicError); !errors.As(err, &p) || len(p.stack) == 0 {
 		t.Errorf("%v has no stack", err)

@@ -53,7 +53,7 @@ type restoreTarget struct {
 // restore does a RestoreBackup. The digests taken with the backup are compared on the way: a
 // restore that succeeds has brought back what was backed up.
 func (e *Executor) restore(ctx context.Context, ws *workspace, cmd *messages.RestoreBackup, r Reporter) (Outcome, error) {
-	t := &restoring{e: e, ws: ws, cmd: cmd, r: r, limiter: copier.NewLimiter(cmd.Details.BandwidthLimit)}
+	t := &restoring{e: e, ws: ws, cmd: cmd, r: r, limiter: ws.limiter}
 	r.Phase(messages.PhaseMounting)
 	var err error
 	if t.backup, t.keys, err = e.stored(ctx, ws, cmd.Backup, cmd.Details); err != nil {

@@ -138,7 +138,7 @@ func takeImages(t *testing.T, e *Executor, sizes ...int) messages.BackupRef {
 		path := write(t, filepath.Join(dir, "vm"+string(rune('1'+i))+".img"), bytes.Repeat([]byte{byte('A' + i)}, size))
 		cmd.Images = append(cmd.Images, messages.Image{Path: path})
 	}
-	_, err := e.Run(t.Context(), cmd, quiet{})
+	_, err := e.Run(t.Context(), cmd, nil, quiet{})
 	check(t, err)
 	return messages.BackupRef{ID: testJob, VM: "vm1", Repository: cmd.Repository}
 }
@@ -153,7 +153,7 @@ func TestAnEmptyImageIsRefused(t *testing.T) {
 		Header:     messages.Header{JobID: testJob},
 		Images:     []messages.Image{{Path: write(t, filepath.Join(t.TempDir(), "empty.img"), nil)}},
 		Repository: messages.Repository{Type: messages.RepositoryDir, Address: nas},
-	}, quiet{})
+	}, nil, quiet{})
 	wantCode(t, err, messages.CodeDiskUnsupported)
 	for _, dir := range []string{nas, e.cfg.RunDir} {
 		if left := names(t, dir); left != nil {
@@ -185,7 +185,7 @@ func TestHostileManifestsTouchNoTarget(t *testing.T) {
 			check(t, err)
 			write(t, path, data)
 			to := t.TempDir()
-			_, err = e.Run(t.Context(), &messages.RestoreBackup{Header: messages.Header{JobID: restoreJob}, Backup: ref, ToDir: to}, quiet{})
+			_, err = e.Run(t.Context(), &messages.RestoreBackup{Header: messages.Header{JobID: restoreJob}, Backup: ref, ToDir: to}, nil, quiet{})
 			wantCode(t, err, messages.CodeBackupCorrupt)
 			for _, dir := range []string{to, e.cfg.RunDir} {
 				if left := names(t, dir); left != nil {
@@ -229,7 +229,7 @@ func TestRestoredIsWhatWasTaken(t *testing.T) {
 	to := filepath.Join(t.TempDir(), "link")
 	check(t, os.Symlink(t.TempDir(), to))
 	cmd := &messages.RestoreBackup{Header: messages.Header{JobID: restoreJob}, Backup: ref, ToDir: to, Format: "raw"}
-	out, err := e.Run(t.Context(), cmd, quiet{})
+	out, err := e.Run(t.Context(), cmd, nil, quiet{})
 	check(t, err)
 	for i, size := range []int{1 << 20, 3<<20 + 512} {
 		path := out.Restored["disk"+string(rune('0'+i))]
@@ -240,7 +240,7 @@ func TestRestoredIsWhatWasTaken(t *testing.T) {
 	if got := names(t, to); !slices.Equal(got, []string{"disk0.raw", "disk1.raw"}) {
 		t.Errorf("restored: %v", got)
 	}
-	_, err = e.Run(t.Context(), cmd, quiet{})
+	_, err = e.Run(t.Context(), cmd, nil, quiet{})
 	wantCode(t, err, messages.CodeTargetExists)
 }
 
@@ -263,7 +263,7 @@ func TestAnImageInUseIsRefused(t *testing.T) {
 	_, err = e.Run(t.Context(), &messages.TakeBackup{
 		Header: messages.Header{JobID: testJob}, Images: []messages.Image{{Path: image}},
 		Repository: messages.Repository{Type: messages.RepositoryDir, Address: nas},
-	}, quiet{})
+	}, nil, quiet{})
 	wantCode(t, err, messages.CodeVMRunning)
 	if left := names(t, nas); left != nil {
 		t.Errorf("left: %v", left)

@@ -62,7 +62,7 @@ func (d *takenDisk) closeDigests() error {
 // take does a TakeBackup. Whatever has to be in place before the data can flow is made while the
 // guest notices nothing; the source is begun last and ended first.
 func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBackup, r Reporter) (Outcome, error) {
-	t := &taking{e: e, ws: ws, cmd: cmd, r: r, limiter: copier.NewLimiter(cmd.Details.BandwidthLimit)}
+	t := &taking{e: e, ws: ws, cmd: cmd, r: r, limiter: ws.limiter}
 	var err error
 	if t.man.Mode, t.man.Notes, err = e.mode(cmd.Mode); err != nil {
 		return Outcome{}, err

@@ -49,7 +49,7 @@ func (e *Executor) verify(ctx context.Context, ws *workspace, cmd *messages.Veri
 		return Outcome{}, err
 	}
 	r.Phase(messages.PhaseVerifying)
-	v, err := e.readBack(ctx, ws, disks, k, copier.NewLimiter(cmd.Details.BandwidthLimit), r)
+	v, err := e.readBack(ctx, ws, disks, k, ws.limiter, r)
 	if err != nil {
 		return Outcome{}, err
 	}

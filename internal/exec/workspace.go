@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
 	"github.com/nasfleet/nasfleet/messages"
@@ -34,6 +35,8 @@ type workspace struct {
 	e   *Executor
 	job string
 	dir string
+	// limiter bounds all the job's copying.
+	limiter *copier.Limiter
 
 	mu   sync.Mutex
 	undo []undoStep

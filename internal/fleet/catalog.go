@@ -57,7 +57,7 @@ func RefreshJob(s RefreshSettings) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	head, err := newHeader(messages.TypeList, "", 0)
+	head, err := newHeader(messages.TypeList, "", 0, 0)
 	if err != nil {
 		return nil, err
 	}

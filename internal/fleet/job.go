@@ -24,15 +24,19 @@ type Job struct {
 // ID returns the job's id.
 func (j *Job) ID() string { return j.Command.Head().JobID }
 
-// newHeader begins a command; an empty id makes a new one.
-func newHeader(t messages.Type, id string, attempts int) (messages.Header, error) {
+// newHeader begins a command; an empty id makes a new one. The timeout is the job's, 0 the host's.
+func newHeader(t messages.Type, id string, attempts int, timeout time.Duration) (messages.Header, error) {
 	if id == "" {
 		id = ulid.Make().String()
 	} else if err := messages.CheckID("job id", id); err != nil {
 		return messages.Header{}, refused(err)
 	}
+	if timeout%time.Second != 0 || timeout < 0 {
+		return messages.Header{}, usagef("timeout %s is not a number of whole seconds", timeout)
+	}
 	return messages.Header{
-		Version: messages.Version, Type: t, JobID: id, IssuedAt: time.Now().UTC().Truncate(time.Millisecond), Attempts: attempts,
+		Version: messages.Version, Type: t, JobID: id, IssuedAt: time.Now().UTC().Truncate(time.Millisecond),
+		Attempts: attempts, Timeout: int(timeout / time.Second),
 	}, nil
 }
 

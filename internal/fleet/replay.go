@@ -144,7 +144,7 @@ func (r *record) replay() (Replay, error) {
 			return Replay{}, err
 		}
 	}
-	head, err := newHeader(r.Type, id, 0)
+	head, err := newHeader(r.Type, id, 0, 0)
 	if err != nil {
 		return Replay{}, err
 	}

@@ -371,7 +371,7 @@ func TestStory(t *testing.T) {
 
 func TestRestoresAreReplayedByNameOnly(t *testing.T) {
 	m, _, _ := start(t)
-	head, err := newHeader(messages.TypeRestore, "", 0)
+	head, err := newHeader(messages.TypeRestore, "", 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -17,8 +18,9 @@ type BackupSettings struct {
 
 // ReadSettings are of the jobs that read a backup's data.
 type ReadSettings struct {
-	PassphraseFile string `help:"File that holds the backup's passphrase, - for standard input." placeholder:"FILE"`
-	Bandwidth      int    `help:"Limit of the job, all its disks together; 0 is none." placeholder:"MIB/S"`
+	PassphraseFile string        `help:"File that holds the backup's passphrase, - for standard input." placeholder:"FILE"`
+	Bandwidth      int           `help:"Limit of the job, all its disks together; 0 is none." placeholder:"MIB/S"`
+	Timeout        time.Duration `help:"How long the job may take, all attempts together, such as 2h; 0 is the host's limit." placeholder:"DURATION"`
 }
 
 // RestoreSettings say where the disks of a backup go.
@@ -42,7 +44,7 @@ func (m *Manager) RestoreJob(ctx context.Context, s RestoreSettings, r *Passphra
 	if err != nil {
 		return nil, err
 	}
-	head, err := newHeader(messages.TypeRestore, s.JobID, 0)
+	head, err := newHeader(messages.TypeRestore, s.JobID, 0, s.Timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +60,7 @@ func (m *Manager) VerifyJob(ctx context.Context, b BackupSettings, s ReadSetting
 	if err != nil {
 		return nil, err
 	}
-	head, err := newHeader(messages.TypeVerify, b.JobID, 0)
+	head, err := newHeader(messages.TypeVerify, b.JobID, 0, s.Timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +75,7 @@ func (m *Manager) DeleteJob(ctx context.Context, b BackupSettings) (*Job, error)
 	if err != nil {
 		return nil, err
 	}
-	head, err := newHeader(messages.TypeDelete, b.JobID, 0)
+	head, err := newHeader(messages.TypeDelete, b.JobID, 0, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -199,7 +199,7 @@ func (r *run) event(e messages.Event) {
 	if !ok || r.states[i].over() {
 		return
 	}
-	r.move(i, stateAfter(e.Kind))
+	r.move(i, r.states[i].after(e.Kind))
 	if e.Kind.Final() {
 		r.results[i].Final = &e
 	}

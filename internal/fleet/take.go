@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -47,6 +48,7 @@ type TakeSettings struct {
 	Mode            string            `help:"full, incremental or auto." placeholder:"MODE" yaml:"mode"`
 	Detail          map[string]string `help:"Set a detail of the command as it travels; one that contradicts a flag is refused." mapsep:"none" placeholder:"KEY=VALUE" yaml:"detail"`
 	Attempts        int               `help:"How often the job is tried; 0 is the contract's default." placeholder:"N" yaml:"attempts"`
+	Timeout         time.Duration     `help:"How long the job may take, all attempts together, such as 2h; 0 is the host's limit." placeholder:"DURATION" yaml:"timeout"`
 }
 
 // Source is what is backed up, and where: a VM or disk images of a host.
@@ -70,7 +72,7 @@ func TakeJob(src Source, s TakeSettings, r *Passphrases) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	head, err := newHeader(messages.TypeTake, src.JobID, s.Attempts)
+	head, err := newHeader(messages.TypeTake, src.JobID, s.Attempts, s.Timeout)
 	if err != nil {
 		return nil, err
 	}

@@ -30,9 +30,11 @@ const (
 
 func (s state) over() bool { return s >= succeeded }
 
-// stateAfter is where an event leaves a job. One that waits for its next attempt is queued again.
-func stateAfter(k messages.Kind) state {
+// after is where an event leaves a job. One that waits for its next attempt is queued again.
+func (s state) after(k messages.Kind) state {
 	switch k {
+	case messages.KindThrottled:
+		return s // it may wait or run
 	case messages.KindSucceeded:
 		return succeeded
 	case messages.KindFailed, messages.KindCancelled:

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
+	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -84,6 +85,7 @@ func (d *fakeDelivery) Extend() error {
 type fakeOutbox struct {
 	mu       sync.Mutex
 	events   []messages.Event
+	commands map[string][]byte
 	catalog  map[string]messages.CatalogEntry
 	progress int
 	hosts    []messages.HostInfo
@@ -105,6 +107,29 @@ func (o *fakeOutbox) PublishEvent(_ context.Context, e messages.Event) error {
 	}
 	o.events = append(o.events, e)
 	return nil
+}
+
+func (o *fakeOutbox) PublishAccepted(ctx context.Context, e messages.Event) (bool, error) {
+	if final, _ := o.FinalEvent(ctx, e.Zone, e.Host, e.JobID); final != nil && final.Kind == messages.KindCancelled {
+		return false, nil
+	}
+	return true, o.PublishEvent(ctx, e)
+}
+
+func (o *fakeOutbox) Command(_ context.Context, _, _, job string) ([]byte, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.commands[job], nil
+}
+
+// published makes a command known, as its stream does.
+func (o *fakeOutbox) published(job string, data []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.commands == nil {
+		o.commands = map[string][]byte{}
+	}
+	o.commands[job] = data
 }
 
 func (o *fakeOutbox) PublishProgress(messages.Progress) error {
@@ -180,7 +205,10 @@ func (o *fakeOutbox) last(job string) messages.Event {
 // fakeExecutor does what the test says.
 type fakeExecutor func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error)
 
-func (f fakeExecutor) Run(ctx context.Context, c messages.Command, r exec.Reporter) (exec.Outcome, error) {
+func (f fakeExecutor) Run(ctx context.Context, c messages.Command, l *copier.Limiter, r exec.Reporter) (exec.Outcome, error) {
+	if l == nil {
+		return exec.Outcome{}, errors.New("the job has no limiter")
+	}
 	return f(ctx, c, r)
 }
 

@@ -2,16 +2,20 @@ package worker
 
 import (
 	"context"
-	"fmt"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
+	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// job is one attempt at one command.
+// cleanUpTime bounds the cleaning up after attempts that were cut off.
+const cleanUpTime = time.Minute
+
+// job is one delivery of a command, and the attempt it makes.
 type job struct {
 	w       *Worker
 	d       *held
@@ -20,42 +24,68 @@ type job struct {
 	attempt int
 	started time.Time
 	log     zerolog.Logger
-	// words outlives the job's own context: with it the job says how it ended.
+	// ctx ends when the job is to stop; its cause says why.
+	ctx  context.Context
+	stop context.CancelCauseFunc
+	// words outlives ctx: with it the job says how it ended.
 	words context.Context
+	// left is closed when the job is no longer at work.
+	left chan struct{}
+
+	// mu decides between the attempt's end and a request to change the job.
+	mu  sync.Mutex
+	rec record
+	// limiter is set once it is known what the job was told before; limit is its value in MiB/s.
+	limiter *copier.Limiter
+	limit   int
+	begun   chan struct{}
+	// told says that the job was told to end, ending that its attempt is over.
+	told, ending bool
+
+	// tried says that this delivery has begun an attempt.
+	tried bool
+}
+
+func (w *Worker) newJob(jobs, words context.Context, id string, d Delivery) *job {
+	j := &job{
+		w: w, d: newHeld(d), id: id, started: time.Now(), words: words,
+		left: make(chan struct{}), begun: make(chan struct{}),
+		log: w.cfg.Log.With().Str("job", id).Logger(),
+	}
+	j.ctx, j.stop = context.WithCancelCause(jobs)
+	return j
 }
 
 // handle sees one delivery to its end.
 func (w *Worker) handle(jobs, words context.Context, d Delivery) {
-	j := &job{w: w, d: newHeld(d), id: d.Job(), started: time.Now(), words: words}
-	j.log = w.cfg.Log.With().Str("job", j.id).Logger()
+	j := w.newJob(jobs, words, d.Job(), d)
+	defer j.stop(nil)
 	if err := w.verify(d); err != nil {
 		j.refuseOnce(messages.Header{}, err)
 		return
 	}
-	cmd, head, err := messages.Decode(d.Data())
-	if err == nil && head.JobID != j.id {
-		err = messages.Errorf(messages.CodeInvalidMessage, "job_id %s is not that of its subject", head.JobID)
-	}
+	head, err := j.read(d.Data())
 	if err != nil {
 		j.refuse(head, err)
 		return
 	}
-	j.cmd = cmd
-	if !w.jobs.enter(j) {
-		return
-	}
-	defer w.jobs.leave(j)
-	if j.over() || j.expired(head) {
-		return
-	}
-	rec, err := w.journal.begin(j.id)
+	rec, err := w.journal.read(j.id)
 	if err != nil {
-		j.log.Error().Err(err).Msg("write the journal")
+		j.log.Error().Err(err).Msg("read the journal")
 		j.settle(j.d.retry(w.cfg.RetryDelay))
 		return
 	}
-	j.attempt = rec.Attempts
-	j.run(jobs, rec.Done)
+	ok, delay := w.jobs.enter(j, rec.dangerous(j.attempts()))
+	if delay > 0 {
+		j.settle(j.d.retry(delay))
+	}
+	if !ok {
+		return
+	}
+	defer w.jobs.leave(j)
+	if !j.over() && !j.expired(head, rec) {
+		j.run()
+	}
 }
 
 // verify holds a command against the publisher's key, before a byte of it is read.
@@ -67,8 +97,8 @@ func (w *Worker) verify(d Delivery) error {
 }
 
 // expired refuses a command that is too old to be begun. One that was begun in time is seen through.
-func (j *job) expired(head messages.Header) bool {
-	if j.w.cfg.Authority == nil || j.w.journal.begun(j.id) {
+func (j *job) expired(head messages.Header, rec record) bool {
+	if j.w.cfg.Authority == nil || rec.begun() {
 		return false
 	}
 	err := j.w.cfg.Authority.VerifyTime(head.IssuedAt, time.Now())
@@ -86,8 +116,22 @@ func (j *job) refuseOnce(head messages.Header, err error) {
 	}
 }
 
-// over says whether the job has ended before, and acknowledges its command if so: it was
-// delivered again because its worker died, or lost its connection, between the event and the ack.
+// read decodes the command.
+func (j *job) read(data []byte) (messages.Header, error) {
+	cmd, head, err := messages.Decode(data)
+	if err == nil && head.JobID != j.id {
+		err = messages.Errorf(messages.CodeInvalidMessage, "job_id %s is not that of its subject", head.JobID)
+	}
+	if err == nil {
+		j.cmd = cmd
+	}
+	return head, err
+}
+
+func (j *job) attempts() int { return j.cmd.Head().MaxAttempts() }
+
+// over says whether the job has ended before, and acknowledges its command if so: it was cancelled
+// while it waited, or its worker died, or lost its connection, between the event and the ack.
 func (j *job) over() bool {
 	final, err := j.w.out.FinalEvent(j.words, j.w.cfg.Zone, j.w.cfg.Host, j.id)
 	if err != nil {
@@ -100,53 +144,118 @@ func (j *job) over() bool {
 		return false
 	}
 	j.log.Info().Str("kind", string(final.Kind)).Msg("the job has ended before")
+	if j.cmd == nil { // it bears the job's name, and is not its command
+		j.settle(j.d.ack(j.words))
+		return true
+	}
+	if rec, err := j.w.journal.read(j.id); err == nil && rec.untidy() {
+		j.cleanUp()
+	}
 	j.settle(j.d.ack(j.words))
 	j.w.journal.end(j.id)
 	return true
 }
 
-// run makes an attempt. What an earlier one has done and could not report is reported.
-func (j *job) run(jobs context.Context, done *result) {
-	j.log = j.log.With().Int("attempt", j.attempt).Str("type", string(j.cmd.Head().Type)).Str("vm", j.cmd.Target()).Logger()
-	ctx, stop := context.WithCancel(jobs)
-	alive := j.keepAlive(ctx)
-	defer func() { stop(); <-alive }()
-	if done != nil {
-		j.log.Info().Msg("was done by an earlier worker")
-		j.finish(*done, nil)
+// run makes an attempt, where there may be one. What an earlier one has done and could not report is
+// reported.
+func (j *job) run() {
+	// Read again: until the job was at work, it could be told something.
+	rec, err := j.w.journal.read(j.id)
+	if err != nil {
+		j.log.Error().Err(err).Msg("read the journal")
+		j.settle(j.d.retry(j.w.cfg.RetryDelay))
 		return
 	}
+	b := j.begin(rec)
+	ctx, cancel := context.WithCancel(j.ctx)
+	if b.timeout > 0 {
+		ctx, cancel = context.WithDeadlineCause(j.ctx, b.deadline, b.expired())
+	}
+	defer cancel()
+	// The command is kept until the job has cleaned up, and not only until it is told to stop.
+	working, rest := context.WithCancel(context.WithoutCancel(ctx))
+	alive := j.keepAlive(working)
+	defer func() { rest(); <-alive }()
+	switch {
+	case rec.Done != nil:
+		j.log.Info().Msg("was done by an earlier worker")
+		j.finish(*rec.Done, nil, b)
+	case rec.Cancelled:
+		j.finish(result{}, errCancelled(), b)
+	case rec.Attempts >= b.attempts:
+		j.finish(result{}, messages.Errorf(messages.CodeInternal, "none of %d attempts came to an end: the worker died", rec.Attempts), b)
+	case ctx.Err() != nil:
+		j.finish(result{}, context.Cause(ctx), b)
+	default:
+		j.try(ctx, b)
+	}
+}
+
+// begin takes over what the journal knows of the job, and opens it to requests that change it.
+func (j *job) begin(rec record) bounds {
+	h := j.cmd.Head()
+	b := bounds{attempts: j.attempts(), firstDelay: j.w.cfg.RetryDelay, timeout: j.w.cfg.JobTimeout}
+	if h.Timeout > 0 {
+		b.timeout = time.Duration(h.Timeout) * time.Second
+	}
+	if rec.Since.IsZero() {
+		rec.Since = time.Now()
+	}
+	b.deadline = rec.Since.Add(b.timeout)
+
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.rec, j.attempt, j.limit = rec, rec.Attempts, exec.BandwidthLimit(j.cmd)
+	if rec.Limit != nil {
+		j.limit = *rec.Limit
+	}
+	j.limiter = copier.NewLimiter(j.limit)
+	close(j.begun)
+	return b
+}
+
+// try makes an attempt.
+func (j *job) try(ctx context.Context, b bounds) {
+	rec, err := j.w.journal.begin(j.id)
+	if err != nil {
+		j.log.Error().Err(err).Msg("write the journal")
+		j.settle(j.d.retry(j.w.cfg.RetryDelay))
+		return
+	}
+	j.mu.Lock()
+	j.rec, j.attempt, j.tried = rec, rec.Attempts, true
+	j.mu.Unlock()
+	j.log = j.log.With().Int("attempt", j.attempt).Str("type", string(j.cmd.Head().Type)).Str("vm", j.cmd.Target()).Logger()
 	j.log.Info().Msg("accepted")
-	err := j.publish(j.event(messages.KindAccepted))
-	if err != nil && j.words.Err() != nil {
-		// The worker stops and nothing was begun: no attempt is spent, and the command comes back.
+	accepted, err := j.w.out.PublishAccepted(j.words, j.accepted())
+	if err != nil && j.words.Err() != nil || err == nil && !accepted {
+		// The worker stops, or the job was cancelled by others before it began: no attempt is spent.
+		// The command comes back; it is looked up then how the job ended.
 		j.w.journal.giveBack(j.id)
+		if err == nil {
+			j.log.Info().Msg("cancelled before it began")
+			j.settle(j.d.retry(j.w.cfg.BusyDelay))
+		}
 		return
 	}
 	var res result
 	if err == nil {
-		res, err = j.try(ctx)
+		res, err = j.work(ctx)
 	}
-	j.finish(res, err)
+	j.finish(res, err, b)
 }
 
-// try does the job, or cleans up where all attempts are spent.
-func (j *job) try(ctx context.Context) (result, error) {
-	if j.attempt > j.cmd.Head().MaxAttempts() {
-		if err := j.w.exec.CleanUp(ctx, j.cmd); err != nil {
-			j.log.Warn().Err(err).Msg("clean up after killed attempts")
-		}
-		return result{}, messages.Errorf(messages.CodeInternal, "none of %d attempts came to an end: the worker died", j.attempt-1)
-	}
+// work does the job.
+func (j *job) work(ctx context.Context) (result, error) {
 	p := newProgress(j)
 	p.start(ctx)
-	out, err := j.w.exec.Run(ctx, j.cmd, p)
+	out, err := j.w.exec.Run(ctx, j.cmd, j.limiter, p)
 	res := result{Outcome: out, Verified: p.stop()}
 	if err != nil {
 		return res, err
 	}
 	// Not every job can be done twice: what was deleted is not found, what was restored exists.
-	if jerr := j.w.journal.done(j.id, j.attempt, res); jerr != nil {
+	if jerr := j.w.journal.done(j.id, res); jerr != nil {
 		j.log.Error().Err(jerr).Msg("write the journal")
 	}
 	return res, nil
@@ -154,106 +263,75 @@ func (j *job) try(ctx context.Context) (result, error) {
 
 // finish stores what the attempt's end means and then lets go of the command, in this order: a
 // crash in between makes the job report again, never go missing.
-func (j *job) finish(res result, err error) {
-	d := decide(err, j.attempt, j.cmd.Head().MaxAttempts(), j.w.cfg.RetryDelay)
-	j.w.cfg.Metrics.observe(j, d, err, res.Outcome)
-	if d.ends == giveBack {
+func (j *job) finish(res result, err error, b bounds) {
+	d := decide(j.end(err), j.attempt, b)
+	j.w.cfg.Metrics.observe(j, d, res.Outcome)
+	if d.ends == returned {
 		j.log.Info().Msg("given back")
-		j.w.journal.giveBack(j.id)
+		if j.tried {
+			j.w.journal.giveBack(j.id)
+		}
 		j.w.jobs.leave(j)
 		j.settle(j.d.giveBack())
 		return
 	}
-	j.log.WithLevel(d.level()).Err(err).Str("kind", string(d.kind)).Dur("took", time.Since(j.started)).Msg("ended")
-	if perr := j.report(d, res, err); perr != nil {
+	j.log.WithLevel(d.level()).Err(d.err).Str("kind", string(d.kind)).Dur("took", time.Since(j.started)).Msg("ended")
+	if err := j.conclude(d); err != nil {
+		j.log.Error().Err(err).Msg("write the journal")
+	}
+	if err := j.report(d, res); err != nil {
 		// The command stays unacknowledged and comes back; the journal knows the attempt.
-		j.log.Error().Err(perr).Msg("the job's end was not stored")
+		j.log.Error().Err(err).Str("command", string(kept)).Msg("the job's end was not stored")
 		return
 	}
 	// Before the command is let go: one that comes back from now on finds the job over.
 	j.w.jobs.leave(j)
 	switch d.ends {
-	case tryAgain:
+	case delayed:
 		j.settle(j.d.retry(d.delay))
-	case drop:
-		j.settle(j.d.term(string(messages.CodeOf(err))))
-		j.w.journal.end(j.id)
+		return
+	case terminated:
+		j.settle(j.d.term(string(messages.CodeOf(d.err))))
 	default:
 		j.settle(j.d.ack(j.words))
-		j.w.journal.end(j.id)
 	}
+	j.w.journal.end(j.id)
 }
 
-// report stores the verify result, the catalog's part of an attempt that succeeded, and its event.
-func (j *job) report(d decision, res result, err error) error {
-	if res.Verified != nil {
-		if perr := j.publish(*res.Verified); perr != nil {
-			return fmt.Errorf("the verify result: %w", perr)
-		}
+// conclude notes that the attempt came to an end. Where there is to be no other, what those before
+// it may have left is ended.
+func (j *job) conclude(d decision) error {
+	cutOff := j.rec.Open && !j.tried
+	if d.kind.Final() && d.err != nil && (j.rec.Left || cutOff) {
+		j.cleanUp()
 	}
-	if err == nil {
-		if perr := j.updateCatalog(res.Outcome); perr != nil {
-			return fmt.Errorf("the catalog: %w", perr)
-		}
+	if d.kind == messages.KindSucceeded {
+		return nil
 	}
-	return j.publish(j.outcomeEvent(d, res.Outcome, err))
+	return j.w.journal.ended(j.id)
+}
+
+// cleanUp ends what attempts that were cut off have left.
+func (j *job) cleanUp() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(j.words), cleanUpTime)
+	defer cancel()
+	if err := j.w.exec.CleanUp(ctx, j.cmd); err != nil {
+		j.log.Warn().Err(err).Msg("clean up after killed attempts")
+	}
 }
 
 // refuse answers a command that cannot be read. It is never delivered again.
 func (j *job) refuse(head messages.Header, err error) {
 	j.log.Warn().Err(err).Msg("refused")
 	j.w.cfg.Metrics.refused()
-	ev := j.event(messages.KindFailed)
-	ev.Type, ev.Error = head.Type, messages.FailureOf(err)
+	ev := j.failed(err)
+	ev.Type = head.Type
 	if perr := j.publish(ev); perr != nil {
 		j.log.Error().Err(perr).Msg("the refusal was not stored")
 		return
 	}
 	j.settle(j.d.term(string(messages.CodeOf(err))))
 }
-
-func (j *job) updateCatalog(out exec.Outcome) error {
-	if out.Backup != nil {
-		return j.w.out.PutBackup(j.words, *out.Backup)
-	}
-	if d := out.Deleted; d != nil {
-		return j.w.out.RemoveBackup(j.words, d.Zone, d.Host, out.BackupID)
-	}
-	for _, entry := range out.Listed {
-		if err := j.w.out.PutBackup(j.words, entry); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (j *job) event(kind messages.Kind) messages.Event {
-	ev := messages.Event{
-		Version: messages.Version, Kind: kind, JobID: j.id, Zone: j.w.cfg.Zone, Host: j.w.cfg.Host,
-		Time: time.Now().UTC(), Attempt: j.attempt,
-	}
-	if j.cmd != nil {
-		ev.Type, ev.VM = j.cmd.Head().Type, j.cmd.Target()
-	}
-	return ev
-}
-
-func (j *job) outcomeEvent(d decision, out exec.Outcome, err error) messages.Event {
-	ev := j.event(d.kind)
-	ev.Seconds = time.Since(j.started).Seconds()
-	ev.BackupID, ev.Backup, ev.Restored, ev.Notes = out.BackupID, out.Backup, out.Restored, out.Notes
-	if out.Listed != nil {
-		n := len(out.Listed)
-		ev.Backups = &n
-	}
-	if ev.Error = messages.FailureOf(err); ev.Error != nil && d.ends == tryAgain {
-		next := ev.Time.Add(d.delay)
-		ev.Error.NextAttempt = &next
-	}
-	return ev
-}
-
-func (j *job) publish(ev messages.Event) error { return j.w.out.PublishEvent(j.words, ev) }
 
 // settle notes that an end did not reach the server; the command then comes back by itself.
 func (j *job) settle(err error) {

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,16 +16,32 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// journal counts the attempts at each job that has not ended, and keeps what a job has done until
-// that is published. The server's count of deliveries will not do: a command is also delivered when
-// nothing was tried, and a worker that is killed must find that it had begun.
+// journal keeps what a worker that is killed, or stopped, must find again of each job that has not
+// ended: its attempts, what it was told about it, and what it has done until that is published. The
+// server's count of deliveries will not do: a command is also delivered when nothing was tried.
 type journal struct {
 	dir  string
 	lock *os.File
+
+	mu sync.Mutex // held from the reading of a record to its writing
 }
 
+// record is what is kept of a job.
 type record struct {
+	// Attempts counts those that have begun; one that was given back is taken off again.
 	Attempts int `json:"attempts"`
+	// Since is when the first attempt began: from then on the job's time runs.
+	Since time.Time `json:"since,omitzero"`
+	// Open says that an attempt is under way. A worker that finds it so knows that it was cut off.
+	Open bool `json:"open,omitempty"`
+	// Cuts counts the attempts in a row that were cut off, by the death of the worker.
+	Cuts int `json:"cuts,omitempty"`
+	// Left says that an attempt that was cut off may have left something.
+	Left bool `json:"left,omitempty"`
+	// Cancelled says that the job was told to end, and that nothing else may become of it.
+	Cancelled bool `json:"cancelled,omitempty"`
+	// Limit is the bandwidth limit (MiB/s) that the job was given since its command; nil for none.
+	Limit *int `json:"limit,omitempty"`
 	// Done is set once the job has succeeded: it is not done again, only reported.
 	Done *result `json:"done,omitempty"`
 }
@@ -33,6 +51,25 @@ type result struct {
 	Outcome exec.Outcome `json:"outcome"`
 	// Verified is nil where nothing was read back.
 	Verified *messages.Event `json:"verified,omitempty"`
+}
+
+// begun says that the job was accepted once.
+func (r record) begun() bool { return r.Attempts > 0 || !r.Since.IsZero() }
+
+// untidy says that an attempt may have left something that nobody has ended.
+func (r record) untidy() bool { return r.Open || r.Left }
+
+// dangerous says that the job's next attempt may kill the worker: that has cut off two of its
+// attempts in a row, or the last but one that it has.
+func (r record) dangerous(attempts int) bool {
+	if r.Done != nil || r.Cancelled || r.Attempts >= attempts {
+		return false // there is no next attempt
+	}
+	cuts := r.Cuts
+	if r.Open {
+		cuts++
+	}
+	return cuts >= 2 || cuts > 0 && r.Attempts+1 >= attempts
 }
 
 // openJournal takes the lock of the zone's host: two workers of one name would do each job twice.
@@ -54,38 +91,54 @@ func openJournal(stateDir, zone, host string) (*journal, error) {
 
 func (j *journal) close() { _ = j.lock.Close() }
 
-// begin notes a new attempt, and returns the record with its number. A job that is done has no other.
+// begin notes a new attempt, and returns the record with its number.
 func (j *journal) begin(job string) (record, error) {
-	r, err := j.read(job)
-	if err != nil || r.Done != nil {
-		return r, err
-	}
-	r.Attempts++
-	return r, j.write(job, r)
+	return j.update(job, func(r *record) {
+		if r.Open {
+			r.Cuts++
+			r.Left = true
+		}
+		if r.Since.IsZero() {
+			r.Since = time.Now().UTC()
+		}
+		r.Attempts++
+		r.Open = true
+	})
 }
 
-// begun says whether there was an attempt at a job that has not ended.
-func (j *journal) begun(job string) bool {
-	r, err := j.read(job)
-	return err == nil && r.Attempts > 0
+// ended notes that an attempt came to an end, and that there is to be another.
+func (j *journal) ended(job string) error {
+	_, err := j.update(job, func(r *record) { r.Open, r.Cuts = false, 0 })
+	return err
 }
 
 // done notes what a job has done.
-func (j *journal) done(job string, attempt int, res result) error {
-	return j.write(job, record{Attempts: attempt, Done: &res})
+func (j *journal) done(job string, res result) error {
+	_, err := j.update(job, func(r *record) { r.Open, r.Done = false, &res })
+	return err
 }
 
 // giveBack takes the last attempt back. A failure costs the job one attempt, no more.
 func (j *journal) giveBack(job string) {
-	if r, err := j.read(job); err == nil && r.Attempts > 0 {
-		r.Attempts--
-		_ = j.write(job, r)
-	}
+	_, _ = j.update(job, func(r *record) { r.Attempts, r.Open = max(0, r.Attempts-1), false })
+}
+
+// cancel notes that the job is to end.
+func (j *journal) cancel(job string) error {
+	_, err := j.update(job, func(r *record) { r.Cancelled = true })
+	return err
+}
+
+// limit notes a new bandwidth limit.
+func (j *journal) limit(job string, mib int) error {
+	_, err := j.update(job, func(r *record) { r.Limit = &mib })
+	return err
 }
 
 // end forgets a job. A record that stays is only a small file.
 func (j *journal) end(job string) { _ = os.Remove(j.path(job)) }
 
+// read returns a job's record, the zero one where there is none.
 func (j *journal) read(job string) (record, error) {
 	data, err := os.ReadFile(j.path(job))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -94,10 +147,23 @@ func (j *journal) read(job string) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	// A record that was torn by a power cut had begun at least once.
-	r := record{Attempts: 1}
-	_ = json.Unmarshal(data, &r)
+	var r record
+	if json.Unmarshal(data, &r) != nil {
+		// A record that was torn by a power cut had begun at least once.
+		return record{Attempts: 1, Open: true}, nil
+	}
 	return r, nil
+}
+
+func (j *journal) update(job string, change func(*record)) (record, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	r, err := j.read(job)
+	if err != nil {
+		return r, err
+	}
+	change(&r)
+	return r, j.write(job, r)
 }
 
 func (j *journal) write(job string, r record) error {
@@ -117,5 +183,5 @@ func (j *journal) write(job string, r record) error {
 	return os.Rename(tmp, j.path(job))
 }
 
-// path is safe because a job is only begun when its id is a ULID.
+// path is safe because a job is only begun, and only changed, when its id is a ULID.
 func (j *journal) path(job string) string { return filepath.Join(j.dir, job+".json") }

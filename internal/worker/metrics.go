@@ -50,15 +50,15 @@ func (m *Metrics) Register(r prometheus.Registerer) error {
 	return nil
 }
 
-func (m *Metrics) observe(j *job, d decision, err error, out exec.Outcome) {
+func (m *Metrics) observe(j *job, d decision, out exec.Outcome) {
 	kind := string(d.kind)
-	if d.ends == giveBack {
+	if d.ends == returned {
 		kind = "given_back"
 	}
 	t := string(j.cmd.Head().Type)
-	m.attempts.WithLabelValues(t, kind, string(messages.CodeOf(err))).Inc()
+	m.attempts.WithLabelValues(t, kind, string(messages.CodeOf(d.err))).Inc()
 	m.seconds.WithLabelValues(t).Observe(time.Since(j.started).Seconds())
-	if err == nil && out.Backup != nil && j.cmd.Head().Type == messages.TypeTake {
+	if d.err == nil && out.Backup != nil && j.cmd.Head().Type == messages.TypeTake {
 		m.data.Add(float64(out.Backup.DataBytes))
 		m.stored.Add(float64(out.Backup.StoredBytes))
 	}

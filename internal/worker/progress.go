@@ -54,8 +54,7 @@ func (p *progress) Disk(name string, done, total int64) {
 // Verified implements exec.Reporter. It does not wait for NATS: a backup that was read back is to
 // be committed, whoever can hear of it.
 func (p *progress) Verified(backupID string, v messages.Verification) {
-	ev := p.j.event(messages.KindVerified)
-	ev.BackupID, ev.Verified = backupID, &v
+	ev := p.j.verified(backupID, v)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.verified = &ev

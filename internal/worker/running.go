@@ -9,48 +9,103 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// running knows the jobs at work and the VMs they work on.
+// running knows the jobs at work and the VMs they work on. Its lock decides between a command that
+// is delivered and a request to change its job.
 type running struct {
 	mu   sync.Mutex
 	byID map[string]*job
 	// vms maps a VM to the job on it.
 	vms map[string]string
-	// since is when a command began to wait for its VM.
+	// dangerous is the job at work that may be what kills the worker; "" for none.
+	dangerous string
+	// since is when a command began to wait for its turn.
 	since map[string]time.Time
+	// held are the jobs that wait and are being changed; the channel closes when that is over.
+	held map[string]chan struct{}
 }
 
 func newRunning() *running {
-	return &running{byID: map[string]*job{}, vms: map[string]string{}, since: map[string]time.Time{}}
+	return &running{byID: map[string]*job{}, vms: map[string]string{}, since: map[string]time.Time{}, held: map[string]chan struct{}{}}
 }
 
 // enter admits a job. A command that is at work already was delivered again, because its
-// extensions were lost with the connection: the running job takes the new delivery over. A
-// command whose VM is busy waits its turn in the stream.
-func (r *running) enter(j *job) bool {
+// extensions were lost with the connection: the running job takes the new delivery over, and the
+// delay is 0. A command that has to wait its turn goes back into the stream for the delay: its VM
+// is busy, it is being changed, or it may be what kills the worker and another one that may be is
+// at work: beside each other the innocent one would lose its attempts to the other.
+func (r *running) enter(j *job, dangerous bool) (ok bool, delay time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if same := r.byID[j.id]; same != nil {
 		j.log.Info().Msg("delivered again while it runs")
 		same.d.replace(j.d)
-		return false
+		return false, 0
 	}
-	for _, vm := range worksOn(j.cmd) {
-		if other, busy := r.vms[vm]; busy {
-			j.log.Debug().Str("vm", vm).Str("behind", other).Msg("waits for another job on its vm")
-			j.settle(j.d.retry(busyDelay(r.waited(j.id), j.w.cfg.BusyDelay)))
-			return false
-		}
+	if behind := r.obstacle(j, dangerous); behind != "" {
+		j.log.Debug().Str("behind", behind).Msg("waits its turn")
+		return false, busyDelay(r.waited(j.id), j.w.cfg.BusyDelay)
 	}
 	delete(r.since, j.id)
 	r.byID[j.id] = j
 	for _, vm := range worksOn(j.cmd) {
 		r.vms[vm] = j.id
 	}
+	if dangerous {
+		r.dangerous = j.id
+	}
 	j.w.cfg.Metrics.running.Inc()
-	return true
+	return true, 0
 }
 
-// waited returns how long a command has waited for its VM.
+// obstacle returns what a command has to wait for, or "".
+func (r *running) obstacle(j *job, dangerous bool) string {
+	if r.held[j.id] != nil {
+		return "a request to change it"
+	}
+	if dangerous && r.dangerous != "" {
+		return r.dangerous
+	}
+	for _, vm := range worksOn(j.cmd) {
+		if other, busy := r.vms[vm]; busy {
+			return other
+		}
+	}
+	return ""
+}
+
+// seize returns a job that is at work. One that is not is kept from being begun until release is
+// called.
+func (r *running) seize(ctx context.Context, id string) (at *job, release func(), err error) {
+	for {
+		r.mu.Lock()
+		if j := r.byID[id]; j != nil {
+			r.mu.Unlock()
+			return j, func() {}, nil
+		}
+		other, busy := r.held[id]
+		if !busy {
+			mine := make(chan struct{})
+			r.held[id] = mine
+			r.mu.Unlock()
+			return nil, func() { r.release(id, mine) }, nil
+		}
+		r.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (r *running) release(id string, mine chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.held, id)
+	close(mine)
+}
+
+// waited returns how long a command has waited for its turn.
 func (r *running) waited(job string) time.Duration {
 	began, waits := r.since[job]
 	if !waits {
@@ -86,6 +141,10 @@ func (r *running) leave(j *job) {
 	for _, vm := range worksOn(j.cmd) {
 		delete(r.vms, vm)
 	}
+	if r.dangerous == j.id {
+		r.dangerous = ""
+	}
+	close(j.left)
 	j.w.cfg.Metrics.running.Dec()
 }
 
@@ -100,30 +159,3 @@ func (r *running) ids() []string {
 	slices.Sort(ids)
 	return ids
 }
-
-// held is the latest delivery of a command.
-type held struct {
-	mu sync.Mutex
-	d  Delivery
-}
-
-func newHeld(d Delivery) *held { return &held{d: d} }
-
-func (h *held) latest() Delivery {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.d
-}
-
-func (h *held) replace(by *held) {
-	d := by.latest()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.d = d
-}
-
-func (h *held) extend() error                 { return h.latest().Extend() }
-func (h *held) ack(ctx context.Context) error { return h.latest().Ack(ctx) }
-func (h *held) retry(d time.Duration) error   { return h.latest().Retry(d) }
-func (h *held) giveBack() error               { return h.latest().Return() }
-func (h *held) term(reason string) error      { return h.latest().Term(reason) }

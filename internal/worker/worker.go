@@ -2,73 +2,14 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
 
-	"github.com/nasfleet/nasfleet/internal/exec"
 	"github.com/nasfleet/nasfleet/messages"
 )
-
-// Delivery is one command handed to this worker. Exactly one of its last four methods ends it;
-// a delivery that is not ended comes back after the queue's AckWait.
-type Delivery interface {
-	// Job is the job id in the command's subject. It may be anything that fits a subject.
-	Job() string
-	// Subject is where the command came on.
-	Subject() string
-	Data() []byte
-	// Signature is what the command carries beside its bytes, or "". Nobody has checked it.
-	Signature() string
-	// Extend says that the command is still worked on.
-	Extend() error
-	// Ack ends the command for good, and returns once the server has noted it.
-	Ack(context.Context) error
-	// Retry gives it back for later.
-	Retry(time.Duration) error
-	// Return gives it back at once.
-	Return() error
-	// Term ends a command that is not to be tried again.
-	Term(reason string) error
-}
-
-// Queue hands out the host's commands, oldest first.
-type Queue interface {
-	// Next blocks until there is one. It rides out a lost connection, and fails only when ctx has
-	// ended or the queue is gone for good.
-	Next(context.Context) (Delivery, error)
-}
-
-// Outbox takes what the worker has to say. PublishEvent and the catalog's methods return once the
-// server has stored it; they try again until ctx ends.
-type Outbox interface {
-	PublishEvent(context.Context, messages.Event) error
-	PublishProgress(messages.Progress) error
-	// FinalEvent returns the event that ended a job, or nil.
-	FinalEvent(ctx context.Context, zone, host, job string) (*messages.Event, error)
-	PutBackup(context.Context, messages.CatalogEntry) error
-	RemoveBackup(ctx context.Context, zone, host, id string) error
-	Announce(context.Context, messages.HostInfo) error
-	Withdraw(ctx context.Context, zone, host string) error
-}
-
-// Authority says whether a command is the publisher's own; see secret.Verifier.
-type Authority interface {
-	// Verify checks a signature over a command's bytes and the subject it came on.
-	Verify(subject, signature string, data []byte) error
-	// VerifyTime checks that a command is not too old to be begun.
-	VerifyTime(issued, now time.Time) error
-}
-
-// Executor does a job once; see exec.Executor.
-type Executor interface {
-	Run(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error)
-	// CleanUp ends what killed attempts at a command left, when there is to be no other.
-	CleanUp(context.Context, messages.Command) error
-}
 
 // Config of a Worker. Zero durations mean the defaults.
 type Config struct {
@@ -89,8 +30,13 @@ type Config struct {
 	RetryDelay time.Duration
 	// BusyDelay is how long a command waits at first for another one on its VM. Default 2 s.
 	BusyDelay time.Duration
+	// JobTimeout is how long a job may take, all its attempts together, where its command does not
+	// say; 0 for as long as it likes.
+	JobTimeout time.Duration
 	// Grace is how long running jobs have to end when the worker stops. Default 30 s.
 	Grace time.Duration
+	// Hurry ends the grace when it is closed; nil for never.
+	Hurry <-chan struct{}
 	// AnnounceEvery is how often the host says that it is alive. Default 15 s.
 	AnnounceEvery time.Duration
 	// ProgressEvery is how often a running job says how far it is. Default 1 s.
@@ -134,6 +80,8 @@ type Worker struct {
 	journal *journal
 	jobs    *running
 	started time.Time
+	// pulse is answered by the main loop.
+	pulse chan chan<- []string
 }
 
 // New returns a Worker. It fails if another worker of the same zone and host uses StateDir.
@@ -145,12 +93,13 @@ func New(cfg Config, queue Queue, out Outbox, executor Executor) (*Worker, error
 	}
 	return &Worker{
 		cfg: cfg, queue: queue, out: out, exec: executor,
-		journal: j, jobs: newRunning(), started: time.Now(),
+		journal: j, jobs: newRunning(), started: time.Now(), pulse: make(chan chan<- []string),
 	}, nil
 }
 
-// Run works until ctx ends, and then gives running jobs Config.Grace to end before they are
-// stopped and given back. It returns nil after such a stop, and closes the journal.
+// Run works until ctx ends, and then gives running jobs Config.Grace to end, less when Config.Hurry
+// is closed, before they are stopped and given back. It returns nil after such a stop, and closes
+// the journal.
 func (w *Worker) Run(ctx context.Context) error {
 	defer w.journal.close()
 	// A queue that is gone for good ends the worker as well.
@@ -169,9 +118,9 @@ func (w *Worker) Run(ctx context.Context) error {
 
 	done := make(chan struct{})
 	go func() { wg.Wait(); close(done) }()
-	if !waitFor(done, w.cfg.Grace) {
+	if !w.waitFor(done, w.cfg.Grace, w.cfg.Hurry) {
 		stopJobs(messages.Errorf(messages.CodeShuttingDown, "the worker is stopping"))
-		if !waitFor(done, lastWords) {
+		if !w.waitFor(done, lastWords, nil) {
 			stopWords()
 			<-done
 		}
@@ -179,48 +128,94 @@ func (w *Worker) Run(ctx context.Context) error {
 	return err
 }
 
+// Pulse returns the jobs at work, by way of the main loop: an answer says that the loop goes round,
+// and that nothing holds the lock over the jobs. It fails when there is none before ctx ends.
+func (w *Worker) Pulse(ctx context.Context) ([]string, error) {
+	answer := make(chan []string, 1)
+	select {
+	case w.pulse <- answer:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the worker's main loop does not answer: %w", context.Cause(ctx))
+	}
+	select {
+	case ids := <-answer:
+		return ids, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the worker's jobs are locked: %w", context.Cause(ctx))
+	}
+}
+
+// delivered is what a look at the queue gave.
+type delivered struct {
+	d   Delivery
+	err error
+}
+
 // loop takes commands as long as there is a free slot. It fetches only then, so that a command
 // waits in the stream, where another worker or a cancel can see it, and not in this process.
 func (w *Worker) loop(ctx, jobs, words context.Context, wg *sync.WaitGroup) error {
 	slots := make(chan struct{}, w.cfg.Jobs)
+	var next chan delivered // nil while nothing is fetched
 	for {
+		free := slots
+		if next != nil {
+			free = nil
+		}
 		select {
-		case slots <- struct{}{}:
+		case free <- struct{}{}:
+			next = make(chan delivered, 1)
+			go w.fetch(ctx, next)
+		case got := <-next:
+			next = nil
+			if err := w.take(ctx, got); err != nil || ctx.Err() != nil {
+				return err
+			}
+			wg.Go(func() {
+				defer func() { <-slots }()
+				w.handle(jobs, words, got.d)
+			})
+		case answer := <-w.pulse:
+			answer <- w.jobs.ids()
 		case <-ctx.Done():
+			if next != nil {
+				return w.take(ctx, <-next)
+			}
 			return nil
 		}
-		d, err := w.queue.Next(ctx)
-		if ctx.Err() != nil {
-			if d != nil {
-				err = d.Return()
-			}
-			return ignoreCancelled(err)
-		}
-		if err != nil {
-			return fmt.Errorf("take a command: %w", err)
-		}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			w.handle(jobs, words, d)
-		})
 	}
 }
 
-func ignoreCancelled(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
+func (w *Worker) fetch(ctx context.Context, next chan<- delivered) {
+	d, err := w.queue.Next(ctx)
+	next <- delivered{d, err}
 }
 
-func waitFor(done <-chan struct{}, d time.Duration) bool {
+// take refuses what was fetched when the worker was told to stop meanwhile.
+func (w *Worker) take(ctx context.Context, got delivered) error {
+	switch {
+	case ctx.Err() == nil && got.err != nil:
+		return fmt.Errorf("take a command: %w", got.err)
+	case ctx.Err() != nil && got.d != nil:
+		return got.d.Return()
+	}
+	return nil
+}
+
+// waitFor waits for the jobs' ends, and goes on answering for the loop.
+func (w *Worker) waitFor(done <-chan struct{}, d time.Duration, hurry <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
-	select {
-	case <-done:
-		return true
-	case <-t.C:
-		return false
+	for {
+		select {
+		case <-done:
+			return true
+		case answer := <-w.pulse:
+			answer <- w.jobs.ids()
+		case <-hurry:
+			return false
+		case <-t.C:
+			return false
+		}
 	}
 }
 

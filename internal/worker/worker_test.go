@@ -303,16 +303,16 @@ func TestDecide(t *testing.T) {
 		ends     ending
 		attempts int
 	}{
-		"success":                       {nil, 1, messages.KindSucceeded, done, 3},
-		"shutdown":                      {coded(messages.CodeShuttingDown), 3, "", giveBack, 3},
-		"cancelled":                     {coded(messages.CodeCancelled), 1, messages.KindCancelled, done, 3},
-		"transient":                     {coded(messages.CodeMountFailed), 2, messages.KindRetrying, tryAgain, 3},
-		"transient, last attempt":       {coded(messages.CodeMountFailed), 3, messages.KindFailed, drop, 3},
-		"permanent":                     {coded(messages.CodeWrongPassphrase), 1, messages.KindFailed, drop, 3},
-		"an error without a code":       {errors.New("x"), 1, messages.KindRetrying, tryAgain, 3},
-		"an error without a code, last": {errors.New("x"), 3, messages.KindFailed, drop, 3},
+		"success":                       {nil, 1, messages.KindSucceeded, acked, 3},
+		"shutdown":                      {coded(messages.CodeShuttingDown), 3, "", returned, 3},
+		"cancelled":                     {coded(messages.CodeCancelled), 1, messages.KindCancelled, acked, 3},
+		"transient":                     {coded(messages.CodeMountFailed), 2, messages.KindRetrying, delayed, 3},
+		"transient, last attempt":       {coded(messages.CodeMountFailed), 3, messages.KindFailed, terminated, 3},
+		"permanent":                     {coded(messages.CodeWrongPassphrase), 1, messages.KindFailed, terminated, 3},
+		"an error without a code":       {errors.New("x"), 1, messages.KindRetrying, delayed, 3},
+		"an error without a code, last": {errors.New("x"), 3, messages.KindFailed, terminated, 3},
 	} {
-		if d := decide(c.err, c.attempt, c.attempts, time.Second); d.kind != c.kind || d.ends != c.ends {
+		if d := decide(c.err, c.attempt, bounds{attempts: c.attempts, firstDelay: time.Second}); d.kind != c.kind || d.ends != c.ends {
 			t.Errorf("%s: %+v", name, d)
 		}
 	}

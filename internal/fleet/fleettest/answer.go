@@ -1,6 +1,7 @@
 package fleettest
 
 import (
+	"context"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ type answerer struct {
 	f          *Fleet
 	key        *secret.Key
 	zone, host string
+	hanging    hanging
 }
 
 func (h *answerer) answer(d *bus.Delivery) error {
@@ -99,8 +101,12 @@ func (h *answerer) do(cmd messages.Command, attempt int) error {
 	return h.event(cmd, messages.KindSucceeded, attempt, fill)
 }
 
-// hang tells progress until the fleet stops.
+// hang tells progress until the job is cancelled or the fleet stops.
 func (h *answerer) hang(cmd messages.Command) error {
+	ctx, cancel := context.WithCancel(h.f.ctx)
+	defer cancel()
+	h.hanging.add(cmd, cancel)
+	defer h.hanging.remove(cmd.Head().JobID)
 	for done := int64(1); ; done++ {
 		err := h.f.Bus.PublishProgress(messages.Progress{
 			JobID: cmd.Head().JobID, Zone: h.zone, Host: h.host, VM: cmd.Target(), Attempt: 1, Phase: messages.PhaseCopying,
@@ -112,6 +118,8 @@ func (h *answerer) hang(cmd messages.Command) error {
 		select {
 		case <-h.f.ctx.Done():
 			return h.f.ctx.Err()
+		case <-ctx.Done():
+			return h.f.Bus.PublishEvent(h.f.ctx, messages.Cancelled(h.zone, h.host, cmd, 1, messages.Errorf(messages.CodeCancelled, "it was cancelled on request")))
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -73,7 +73,7 @@ const slots = 8
 //	a VM named flaky…  succeeds at its second attempt
 //	a VM named down…   fails with mount_failed, and succeeds when the job is replayed
 //	a VM named gone…   is cancelled
-//	a VM named hang…   goes on copying until the fleet stops
+//	a VM named hang…   goes on copying until it is cancelled or the fleet stops; it can be throttled
 //	any other          succeeds; the backup it takes is in the catalog
 func (f *Fleet) Host(zone, host string) error {
 	key, err := secret.NewKey()
@@ -98,7 +98,12 @@ func (f *Fleet) Host(zone, host string) error {
 	if err != nil {
 		return err
 	}
-	h := &answerer{f: f, key: key, zone: zone, host: host}
+	h := &answerer{f: f, key: key, zone: zone, host: host, hanging: hanging{byID: map[string]*hung{}}}
+	stop, err := f.Bus.ServeControl(zone, host, h.control)
+	if err != nil {
+		return err
+	}
+	f.wg.Go(func() { <-f.ctx.Done(); stop() })
 	for range slots {
 		f.wg.Go(func() {
 			defer commands.Stop()

@@ -25,9 +25,12 @@ func commands() []any {
 	}
 }
 
+// requests are decoded strictly too.
+func requests() []any { return []any{messages.ControlRequest{}} }
+
 // reports are what comes back. They grow: a schema of one leaves alone what is unknown.
 func reports() []any {
-	return []any{messages.Event{}, messages.Progress{}, messages.HostInfo{}, messages.CatalogEntry{}, messages.ZoneSettings{}, messages.KeptPassphrase{}}
+	return []any{messages.Event{}, messages.Progress{}, messages.HostInfo{}, messages.CatalogEntry{}, messages.ZoneSettings{}, messages.KeptPassphrase{}, messages.ControlReply{}}
 }
 
 const messagesPath = "github.com/nasfleet/nasfleet/messages"
@@ -38,7 +41,7 @@ func generate(source string) (map[string][]byte, error) {
 	for _, set := range []struct {
 		values []any
 		strict bool
-	}{{commands(), true}, {reports(), false}} {
+	}{{commands(), true}, {requests(), true}, {reports(), false}} {
 		g, err := newGenerator(source, set.strict)
 		if err != nil {
 			return nil, err

@@ -29,6 +29,7 @@ const (
 	maxVM       = 200
 	maxPath     = 4095
 	maxAttempts = 100
+	maxTimeout  = 30 * 24 * 60 * 60
 )
 
 // constrain adds to a command's schema what its Go types cannot say.
@@ -90,16 +91,18 @@ func constrainFields(s *jsonschema.Schema) {
 		"attempts": func(p *jsonschema.Schema) {
 			p.Minimum, p.Maximum, p.Default = "0", json.Number(strconv.Itoa(maxAttempts)), messages.DefaultAttempts
 		},
-		"job_id":        func(p *jsonschema.Schema) { p.Pattern = ulidPattern },
-		"id":            func(p *jsonschema.Schema) { p.Pattern = ulidPattern },
-		"vm":            vm,
-		"to_vm":         vm,
-		"path":          text(absolutePattern, 0, maxPath),
-		"to_dir":        text(absolutePattern, 0, maxPath),
-		"backup_path":   text(belowPattern, 0, maxPath),
-		"address":       text(noOptionPattern, 1, maxPath),
-		"mount_options": text(noOptionPattern, 0, maxPath),
-		"format":        func(p *jsonschema.Schema) { p.Enum = []any{"qcow2", "raw"} },
+		"timeout":         func(p *jsonschema.Schema) { p.Minimum, p.Maximum = "0", json.Number(strconv.Itoa(maxTimeout)) },
+		"bandwidth_limit": func(p *jsonschema.Schema) { p.Minimum = "0" },
+		"job_id":          func(p *jsonschema.Schema) { p.Pattern = ulidPattern },
+		"id":              func(p *jsonschema.Schema) { p.Pattern = ulidPattern },
+		"vm":              vm,
+		"to_vm":           vm,
+		"path":            text(absolutePattern, 0, maxPath),
+		"to_dir":          text(absolutePattern, 0, maxPath),
+		"backup_path":     text(belowPattern, 0, maxPath),
+		"address":         text(noOptionPattern, 1, maxPath),
+		"mount_options":   text(noOptionPattern, 0, maxPath),
+		"format":          func(p *jsonschema.Schema) { p.Enum = []any{"qcow2", "raw"} },
 		"old_passphrase": func(p *jsonschema.Schema) {
 			p.Pattern, p.MinLength = sealedPattern, number(1)
 		},

@@ -55,7 +55,7 @@ func TestWrite(t *testing.T) {
 	if err := write("messages", out); err != nil {
 		t.Fatal(err)
 	}
-	for _, v := range slices.Concat(commands(), reports()) {
+	for _, v := range slices.Concat(commands(), requests(), reports()) {
 		name := reflect.TypeOf(v).Name() + ".schema.json"
 		got, err := os.ReadFile(filepath.Join(out, name))
 		if err != nil {
@@ -96,7 +96,7 @@ func TestEveryFieldIsThere(t *testing.T) {
 			}
 		}
 	}
-	for _, v := range slices.Concat(commands(), reports()) {
+	for _, v := range slices.Concat(commands(), requests(), reports()) {
 		typ := reflect.TypeOf(v)
 		var s object
 		if err := json.Unmarshal(read(t, typ.Name()+".schema.json"), &s); err != nil {
@@ -123,7 +123,7 @@ func TestEnumsAreWhole(t *testing.T) {
 			t.Errorf("code %s is missing", c)
 		}
 	}
-	for name, want := range map[string]int{"Code": len(messages.Codes()), "Type": len(commands()), "Kind": 6, "Mode": 3, "Quiesce": 3, "Phase": 5} {
+	for name, want := range map[string]int{"Code": len(messages.Codes()), "Type": len(commands()), "Kind": len(messages.Kinds()), "Action": 2, "Reply": 5, "Mode": 3, "Quiesce": 3, "Phase": 5} {
 		if len(enums[name]) != want {
 			t.Errorf("%s: %v", name, enums[name])
 		}
