@@ -23,9 +23,16 @@ type ControlRequest struct {
 	Version int    `json:"version"`
 	Action  Action `json:"action"`
 	JobID   string `json:"job_id"`
+	// IssuedAt bounds how long a signed request is good for, as that of a command does.
+	IssuedAt time.Time `json:"issued_at"`
 	// BandwidthLimit is the new limit in MiB/s for the whole job, 0 for none. It goes with throttle
 	// alone, which needs it.
 	BandwidthLimit *int `json:"bandwidth_limit,omitempty"`
+}
+
+// NewControlRequest makes a request of this moment.
+func NewControlRequest(a Action, job string) ControlRequest {
+	return ControlRequest{Version: Version, Action: a, JobID: job, IssuedAt: time.Now().UTC().Truncate(time.Millisecond)}
 }
 
 // Reply says what a host did about a ControlRequest.
@@ -62,6 +69,9 @@ func (r ControlRequest) Validate() error {
 		return Errorf(CodeInvalidMessage, "version is missing")
 	case r.Version > Version:
 		return Errorf(CodeUnsupportedVersion, "version %d is newer than %d", r.Version, Version)
+	}
+	if r.IssuedAt.IsZero() {
+		return Errorf(CodeInvalidMessage, "issued_at is missing")
 	}
 	if err := CheckID("job_id", r.JobID); err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 )
 
 func TestDecodeControlRequest(t *testing.T) {
-	const id = `"job_id":"` + jobID + `"`
+	const id = `"issued_at":"2026-02-03T04:05:06Z","job_id":"` + jobID + `"`
 	for _, c := range []struct {
 		data string
 		code m.Code
@@ -34,6 +34,7 @@ func TestDecodeControlRequest(t *testing.T) {
 		{`{"version":1,"action":"cancel",` + id + `} {}`, m.CodeInvalidMessage},
 		{`{"version":1,"action":"cancel","job_id":"../1"}`, m.CodeInvalidMessage},
 		{`{"action":"cancel",` + id + `}`, m.CodeInvalidMessage},
+		{`{"version":1,"action":"cancel","job_id":"` + jobID + `"}`, m.CodeInvalidMessage},
 		{`{"version":2,"action":"cancel",` + id + `,"force":true}`, m.CodeUnsupportedVersion},
 		{"null", m.CodeInvalidMessage},
 		{"", m.CodeInvalidMessage},
@@ -119,8 +120,8 @@ func TestHeaderTimeout(t *testing.T) {
 // FuzzDecodeControlRequest: nothing makes it panic; what it takes is valid and stays the same; what
 // it refuses has a code.
 func FuzzDecodeControlRequest(f *testing.F) {
-	f.Add([]byte(`{"version":1,"action":"throttle","job_id":"` + jobID + `","bandwidth_limit":7}`))
-	f.Add([]byte(`{"version":1,"action":"cancel","job_id":"` + jobID + `"}`))
+	f.Add([]byte(`{"version":1,"action":"throttle","issued_at":"2026-02-03T04:05:06Z","job_id":"` + jobID + `","bandwidth_limit":7}`))
+	f.Add([]byte(`{"version":1,"action":"cancel","issued_at":"2026-02-03T04:05:06.7+01:00","job_id":"` + jobID + `"}`))
 	f.Add([]byte(`{"version":9}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := m.DecodeControlRequest(data)

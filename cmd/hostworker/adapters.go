@@ -53,3 +53,10 @@ func (o outbox) Command(ctx context.Context, zone, host, job string) ([]byte, er
 	}
 	return data, err
 }
+
+// control has a worker answer control requests.
+func control(w *worker.Worker) bus.Answerer {
+	return func(ctx context.Context, m bus.ControlMessage) messages.ControlReply {
+		return w.Control(ctx, worker.Request(m))
+	}
+}

@@ -89,7 +89,7 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 	if err := c.ensureZone(ctx, s, b, log); err != nil {
 		return err
 	}
-	stopControl, err := b.ServeControl(c.Zone, c.Host, w.Control)
+	stopControl, err := b.ServeControl(c.Zone, c.Host, control(w))
 	if err != nil {
 		return err
 	}

@@ -23,8 +23,15 @@ const (
 	controlTimeout = answerTimeout + 2*time.Second
 )
 
+// ControlMessage is a control request as it came. Nobody has checked its signature.
+type ControlMessage struct {
+	messages.ControlRequest
+	Subject, Signature string
+	Data               []byte
+}
+
 // Answerer answers a control request to a host. Its context ends when the answer is late.
-type Answerer func(context.Context, messages.ControlRequest) messages.ControlReply
+type Answerer func(context.Context, ControlMessage) messages.ControlReply
 
 // ServeControl has the host's control requests answered until stop is called, which waits for the
 // answers under way. Requests that cannot be read are refused here. It is there as soon as there
@@ -76,7 +83,7 @@ func (b *Bus) answer(ctx context.Context, m *nats.Msg, answer Answerer) {
 	req, err := messages.DecodeControlRequest(m.Data)
 	reply := messages.ControlReply{Version: messages.Version, JobID: req.JobID, Reply: messages.ReplyRefused, Error: messages.FailureOf(err)}
 	if err == nil {
-		reply = answer(ctx, req)
+		reply = answer(ctx, ControlMessage{ControlRequest: req, Subject: m.Subject, Signature: m.Header.Get(messages.SignatureHeader), Data: m.Data})
 	}
 	data, err := json.Marshal(reply)
 	if err == nil {
@@ -94,13 +101,13 @@ func (b *Bus) Control(ctx context.Context, zone, host string, req messages.Contr
 	if err := errors.Join(checkHost(zone, host), req.Validate()); err != nil {
 		return messages.ControlReply{}, err
 	}
-	data, err := json.Marshal(req)
+	ask, err := b.controlMsg(zone, host, req)
 	if err != nil {
-		return messages.ControlReply{}, fmt.Errorf("control request: %w", err)
+		return messages.ControlReply{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
-	m, err := b.nc.RequestWithContext(ctx, messages.ControlSubject(zone, host), data)
+	m, err := b.nc.RequestMsgWithContext(ctx, ask)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return messages.ControlReply{}, fmt.Errorf("%s/%s: %w", zone, host, ErrAbsent)
 	}
@@ -108,4 +115,22 @@ func (b *Bus) Control(ctx context.Context, zone, host string, req messages.Contr
 		return messages.ControlReply{}, b.fail("ask "+zone+"/"+host, err)
 	}
 	return messages.DecodeControlReply(req, m.Data)
+}
+
+// controlMsg is a request, signed where this connection signs commands.
+func (b *Bus) controlMsg(zone, host string, req messages.ControlRequest) (*nats.Msg, error) {
+	data, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("control request: %w", err)
+	}
+	m := nats.NewMsg(messages.ControlSubject(zone, host))
+	m.Data = data
+	if b.cfg.Sign != nil {
+		signature, err := b.cfg.Sign(m.Subject, data)
+		if err != nil {
+			return nil, err
+		}
+		m.Header.Set(messages.SignatureHeader, signature)
+	}
+	return m, nil
 }

@@ -14,11 +14,11 @@ import (
 )
 
 func cancelRequest(job string) messages.ControlRequest {
-	return messages.ControlRequest{Version: messages.Version, Action: messages.ActionCancel, JobID: job}
+	return messages.NewControlRequest(messages.ActionCancel, job)
 }
 
 func answerWith(r messages.Reply) Answerer {
-	return func(_ context.Context, req messages.ControlRequest) messages.ControlReply {
+	return func(_ context.Context, req ControlMessage) messages.ControlReply {
 		return messages.ControlReply{Version: messages.Version, JobID: req.JobID, Reply: r}
 	}
 }
@@ -35,15 +35,20 @@ func serve(t *testing.T, b *Bus, answer Answerer) {
 
 func TestControl(t *testing.T) {
 	t.Parallel()
-	b, ctx, job := newBus(t, Config{}), t.Context(), ulid.Make().String()
+	sign := func(subject string, data []byte) (string, error) { return "signed " + subject + string(data), nil }
+	b, ctx, job := newBus(t, Config{Sign: sign}), t.Context(), ulid.Make().String()
 	if _, err := b.Control(ctx, testZone, testHost, cancelRequest(job)); !errors.Is(err, ErrAbsent) || Hint(err) == "" {
 		t.Errorf("nobody serves: %v", err)
 	}
 	limit := 12
-	want := messages.ControlRequest{Version: messages.Version, Action: messages.ActionThrottle, JobID: job, BandwidthLimit: &limit}
-	serve(t, b, func(ctx context.Context, got messages.ControlRequest) messages.ControlReply {
-		if diff := cmp.Diff(want, got); diff != "" {
+	want := messages.NewControlRequest(messages.ActionThrottle, job)
+	want.BandwidthLimit = &limit
+	serve(t, b, func(ctx context.Context, got ControlMessage) messages.ControlReply {
+		if diff := cmp.Diff(want, got.ControlRequest); diff != "" {
 			t.Error(diff)
+		}
+		if want, _ := sign(messages.ControlSubject(testZone, testHost), got.Data); got.Signature != want || got.Subject != messages.ControlSubject(testZone, testHost) {
+			t.Errorf("signature %q on %s", got.Signature, got.Subject)
 		}
 		if _, ok := ctx.Deadline(); !ok {
 			t.Error("an answer may take forever")
@@ -65,7 +70,7 @@ func TestControl(t *testing.T) {
 func TestControlRefusesWhatItCannotRead(t *testing.T) {
 	t.Parallel()
 	b, job := newBus(t, Config{}), ulid.Make().String()
-	serve(t, b, func(context.Context, messages.ControlRequest) messages.ControlReply {
+	serve(t, b, func(context.Context, ControlMessage) messages.ControlReply {
 		t.Error("it was asked")
 		return messages.ControlReply{}
 	})
@@ -90,7 +95,7 @@ func TestControlStops(t *testing.T) {
 	t.Parallel()
 	b := newBus(t, Config{})
 	asked, ended := make(chan struct{}), false
-	stop, err := b.ServeControl(testZone, testHost, func(ctx context.Context, r messages.ControlRequest) messages.ControlReply {
+	stop, err := b.ServeControl(testZone, testHost, func(ctx context.Context, r ControlMessage) messages.ControlReply {
 		close(asked)
 		<-ctx.Done()
 		ended = true

@@ -30,7 +30,7 @@ func (m *Manager) Cancel(ctx context.Context, a JobAddress) (messages.Event, err
 	if err != nil {
 		return messages.Event{}, err
 	}
-	_, err = m.ask(ctx, r, messages.ControlRequest{Version: messages.Version, Action: messages.ActionCancel, JobID: r.JobID})
+	_, err = m.ask(ctx, r, messages.NewControlRequest(messages.ActionCancel, r.JobID))
 	if errors.Is(err, bus.ErrAbsent) {
 		return m.cancelUnaccepted(ctx, r)
 	}
@@ -50,7 +50,8 @@ func (m *Manager) Cancel(ctx context.Context, a JobAddress) (messages.Event, err
 // Throttle gives a job another bandwidth limit, in MiB/s; 0 is none. The reply is ReplyThrottled
 // where it runs, and ReplyNoted where it waits and will run under the new limit.
 func (m *Manager) Throttle(ctx context.Context, a JobAddress, mib int) (JobInfo, messages.Reply, error) {
-	req := messages.ControlRequest{Version: messages.Version, Action: messages.ActionThrottle, JobID: a.ID, BandwidthLimit: &mib}
+	req := messages.NewControlRequest(messages.ActionThrottle, a.ID)
+	req.BandwidthLimit = &mib
 	if err := req.Validate(); err != nil {
 		return JobInfo{}, "", refused(err)
 	}

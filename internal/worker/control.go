@@ -4,19 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
+// Request is a request to change a job, as it came.
+type Request struct {
+	messages.ControlRequest
+	Subject, Signature string
+	Data               []byte
+}
+
 // Control answers a request to change one of the host's jobs. A job that waits is changed in the
 // journal and told so by an event; one that is at work is changed as it runs. ctx bounds the answer.
-func (w *Worker) Control(ctx context.Context, req messages.ControlRequest) messages.ControlReply {
+func (w *Worker) Control(ctx context.Context, req Request) messages.ControlReply {
 	var reply messages.Reply
-	var err error
-	if req.Action == messages.ActionCancel {
+	err := w.verifyRequest(req)
+	switch {
+	case err != nil:
+	case req.Action == messages.ActionCancel:
 		reply, err = w.cancel(ctx, req.JobID)
-	} else {
+	default:
 		reply, err = w.throttle(ctx, req.JobID, *req.BandwidthLimit)
 	}
 	log := w.cfg.Log.Info()
@@ -25,6 +35,17 @@ func (w *Worker) Control(ctx context.Context, req messages.ControlRequest) messa
 	}
 	log.Str("job", req.JobID).Str("action", string(req.Action)).Str("reply", string(reply)).Msg("control request")
 	return messages.ControlReply{Version: messages.Version, JobID: req.JobID, Reply: reply, Error: messages.FailureOf(err)}
+}
+
+// verifyRequest holds a request against the publisher's key, as a command is.
+func (w *Worker) verifyRequest(req Request) error {
+	if w.cfg.Authority == nil {
+		return nil
+	}
+	if err := w.cfg.Authority.Verify(req.Subject, req.Signature, req.Data); err != nil {
+		return err
+	}
+	return w.cfg.Authority.VerifyTime(req.IssuedAt, time.Now())
 }
 
 // errCancelled is why a cancelled job ends.

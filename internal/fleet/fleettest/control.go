@@ -40,8 +40,8 @@ func (h *hanging) remove(id string) {
 }
 
 // control answers a control request as a host does whose jobs all run, or are over.
-func (h *answerer) control(ctx context.Context, r messages.ControlRequest) messages.ControlReply {
-	reply, err := h.change(ctx, r)
+func (h *answerer) control(ctx context.Context, r bus.ControlMessage) messages.ControlReply {
+	reply, err := h.change(ctx, r.ControlRequest)
 	if err != nil {
 		reply = messages.ReplyRefused
 	}
