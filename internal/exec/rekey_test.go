@@ -57,7 +57,7 @@ func takeEncrypted(t *testing.T, e *Executor, seal func(string) string) messages
 		path := write(t, filepath.Join(dir, "vm"+string(rune('1'+i))+".img"), bytes.Repeat([]byte{byte('A' + i)}, 1<<20))
 		cmd.Images = append(cmd.Images, messages.Image{Path: path})
 	}
-	out, err := e.Run(t.Context(), cmd, quiet{})
+	out, err := e.Run(t.Context(), cmd, nil, quiet{})
 	check(t, err)
 	if out.Backup.Revision != firstRevision || out.Backup.RecoveryRevision != firstRevision {
 		t.Fatalf("the catalog says %+v", out.Backup)
@@ -123,7 +123,7 @@ func TestRekey(t *testing.T) {
 		return data[2068480:] // payload-offset of a LUKS1 container with eight slots
 	}
 	before := payload()
-	out, err := e.Run(t.Context(), rekeyCommand(ref, seal, "new recovery"), quiet{})
+	out, err := e.Run(t.Context(), rekeyCommand(ref, seal, "new recovery"), nil, quiet{})
 	check(t, err)
 	if out.Backup == nil || out.Backup.Revision != nextRevision || out.Backup.RecoveryRevision != "" || len(out.Notes) != 1 {
 		t.Errorf("outcome %+v, %+v", out, out.Backup)
@@ -138,7 +138,7 @@ func TestRekey(t *testing.T) {
 	verify := func(text string) error {
 		_, err := e.Run(t.Context(), &messages.VerifyBackup{
 			Header: messages.Header{JobID: restoreJob}, Backup: ref, Details: messages.Details{Passphrase: seal(text)},
-		}, quiet{})
+		}, nil, quiet{})
 		return err
 	}
 	check(t, verify("new"))
@@ -146,11 +146,11 @@ func TestRekey(t *testing.T) {
 	wantCode(t, verify("old"), messages.CodeWrongPassphrase)
 
 	// The same job again finds it done; another old passphrase opens nothing.
-	_, err = e.Run(t.Context(), rekeyCommand(ref, seal, "new recovery"), quiet{})
+	_, err = e.Run(t.Context(), rekeyCommand(ref, seal, "new recovery"), nil, quiet{})
 	check(t, err)
 	wrong := rekeyCommand(ref, seal, "")
 	wrong.OldPassphrase, wrong.Details.Passphrase = seal("x"), seal("y")
-	_, err = e.Run(t.Context(), wrong, quiet{})
+	_, err = e.Run(t.Context(), wrong, nil, quiet{})
 	wantCode(t, err, messages.CodeWrongPassphrase)
 	if got := openers(t, ref, everyPassphrase...); !slices.Equal(got, []string{"new", "new recovery"}) {
 		t.Errorf("at the end it opens with %v", got)
@@ -185,7 +185,7 @@ func TestRekeyCutOff(t *testing.T) {
 				t.Errorf("cut off twice, first after %v: it opens with %v", names, got)
 			}
 		}
-		_, err := e.Run(t.Context(), cmd, quiet{})
+		_, err := e.Run(t.Context(), cmd, nil, quiet{})
 		check(t, err)
 		if got := openers(t, ref, everyPassphrase...); !slices.Equal(got, []string{"new"}) {
 			t.Errorf("cut off after %v and done again: it opens with %v", names, got)
@@ -221,14 +221,14 @@ func TestRekeyRefused(t *testing.T) {
 	} {
 		cmd := rekeyCommand(plain, seal, "")
 		change(cmd)
-		_, err := e.Run(t.Context(), cmd, quiet{})
+		_, err := e.Run(t.Context(), cmd, nil, quiet{})
 		if messages.CodeOf(err) != messages.CodeInvalidDetail {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	missing := plain
 	missing.ID = rekeyJob
-	_, err := e.Run(t.Context(), rekeyCommand(missing, seal, ""), quiet{})
+	_, err := e.Run(t.Context(), rekeyCommand(missing, seal, ""), nil, quiet{})
 	wantCode(t, err, messages.CodeBackupNotFound)
 }
 
@@ -240,7 +240,7 @@ func TestAPassphraseAloneEncryptsNothing(t *testing.T) {
 		Images:     []messages.Image{{Path: write(t, filepath.Join(t.TempDir(), "vm1.img"), make([]byte, 1<<20))}},
 		Repository: messages.Repository{Type: messages.RepositoryDir, Address: t.TempDir()},
 	}
-	_, err := e.Run(t.Context(), cmd, quiet{})
+	_, err := e.Run(t.Context(), cmd, nil, quiet{})
 	check(t, err)
 	data, err := os.ReadFile(filepath.Join(cmd.Repository.Address, "vm1", testJob, "disk0.qcow2"))
 	check(t, err)
