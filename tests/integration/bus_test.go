@@ -93,25 +93,37 @@ func newJobID() string { return ulid.Make().String() }
 // awaitPhase waits until a job is in a phase.
 func (w *world) awaitPhase(t *testing.T, job string, phase messages.Phase) {
 	t.Helper()
+	await(t, fmt.Sprintf("job %s in phase %s", job, phase), w.watchPhase(t, job, phase))
+}
+
+// watchPhase returns a channel that is closed when a job, which may be still to be published, is in a phase.
+func (w *world) watchPhase(t *testing.T, job string, phase messages.Phase) <-chan struct{} {
+	t.Helper()
 	watch, err := w.connect(t).Watch(t.Context(), bus.Filter{Zone: zone, Host: host, Job: job})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer watch.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for {
-		u, err := watch.Next(ctx)
-		if err != nil {
-			t.Fatalf("job %s did not reach %s: %v\n%s", job, phase, err, w.log.tail(20))
+	reached := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			u, err := watch.Next(t.Context())
+			if err != nil {
+				return
+			}
+			if u.Progress != nil && u.Progress.Phase == phase {
+				close(reached)
+				return
+			}
+			if u.Event != nil && u.Event.Kind.Final() {
+				t.Errorf("job %s ended before %s: %s", job, phase, asJSON(u.Event))
+				return
+			}
 		}
-		if u.Progress != nil && u.Progress.Phase == phase {
-			return
-		}
-		if u.Event != nil && u.Event.Kind.Final() {
-			t.Fatalf("job %s ended before %s: %s", job, phase, asJSON(u.Event))
-		}
-	}
+	}()
+	t.Cleanup(func() { watch.Stop(); <-done })
+	return reached
 }
 
 // rawStream reads a stream from its first message to its last with a client of NATS's own.

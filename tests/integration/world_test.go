@@ -57,18 +57,31 @@ type world struct {
 	nas     string
 	url     string
 	libvirt string
-	worker  *exec.Cmd
-	args    []string
-	log     *logBuffer
-	ended   chan error
+	// nats is where the worker finds its server; "" means one that it runs itself.
+	nats string
+	// mnt is a file system of the world's own, where there is one.
+	mnt    string
+	worker *exec.Cmd
+	args   []string
+	log    *logBuffer
+	ended  chan error
 }
 
-// newWorld starts a hostworker; uri is libvirt's, or "none". The test's end stops it and checks
-// that nothing of it is left.
+// newWorld starts a hostworker with a NATS server of its own; uri is libvirt's, or "none". The test's end
+// stops it and checks that nothing of it is left.
 func newWorld(t *testing.T, uri string, args ...string) *world {
 	t.Helper()
 	w := &world{dir: lab.Dir(t), libvirt: uri, args: args}
-	w.nas = w.mkdir(t, "nas")
+	w.begin(t)
+	return w
+}
+
+// begin starts the worker for the first time, and sees to its end.
+func (w *world) begin(t *testing.T) {
+	t.Helper()
+	if w.nas == "" {
+		w.nas = w.mkdir(t, "nas")
+	}
 	w.start(t)
 	t.Cleanup(func() {
 		w.stop(t)
@@ -79,7 +92,6 @@ func newWorld(t *testing.T, uri string, args ...string) *world {
 			t.Logf("the worker's log:\n%s", w.log.tail(60))
 		}
 	})
-	return w
 }
 
 func (w *world) mkdir(t *testing.T, name string) string {
@@ -97,13 +109,17 @@ var urlPattern = regexp.MustCompile(`nats://127\.0\.0\.1:\d+`)
 func (w *world) start(t *testing.T) {
 	t.Helper()
 	args := append([]string{
-		"--log-level", "debug", "run", "--zone", zone, "--host", host,
-		"--embedded-nats", filepath.Join(w.dir, "nats"), "--listen", "127.0.0.1:0", "--libvirt", w.libvirt,
+		"--log-level", "debug", "run", "--zone", zone, "--host", host, "--libvirt", w.libvirt,
 		"--run-dir", filepath.Join(w.dir, "run"), "--state-dir", filepath.Join(w.dir, "state"),
 		"--scratch", filepath.Join(w.dir, "scratch"), "--scratch-reserve", "16", "--retry-delay", "200ms",
 		// The passphrases of tests need no protection, and there are many of them.
 		"--luks-iter-time", "10ms",
 	}, w.args...)
+	if w.nats == "" {
+		args = append(args, "--embedded-nats", filepath.Join(w.dir, "nats"), "--listen", "127.0.0.1:0")
+	} else {
+		args = append(args, "--nats", w.nats)
+	}
 	w.worker = exec.Command(filepath.Join(binDir, "hostworker"), args...)
 	w.worker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	w.log = &logBuffer{}
@@ -119,7 +135,12 @@ func (w *world) start(t *testing.T) {
 			t.Fatalf("the worker ended: %v\n%s", err, w.log.tail(20))
 		default:
 		}
-		if w.url = urlPattern.FindString(w.log.String()); w.url == "" {
+		if w.nats == "" {
+			if w.url = urlPattern.FindString(w.log.String()); w.url == "" {
+				return false
+			}
+		}
+		if !strings.Contains(w.log.String(), `"message":"ready"`) {
 			return false
 		}
 		out, _, code := w.try("hosts", "--json")
