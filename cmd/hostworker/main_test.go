@@ -178,6 +178,8 @@ func TestSettings(t *testing.T) {
 		{[]string{"--jobs", "0"}, "--jobs 0"},
 		{[]string{"--jobs", "1001"}, "--jobs 1001"},
 		{[]string{"--jobs", "two"}, "--jobs"},
+		{[]string{"--replicas", "0"}, "--replicas 0"},
+		{[]string{"--replicas", "6"}, "--replicas 6"},
 		{[]string{"--scratch-reserve=-1"}, "--scratch-reserve -1"},
 		{[]string{"--scratch-reserve=9223372036854775807"}, "--scratch-reserve"},
 		{[]string{"--ack-wait", "100ms"}, "--ack-wait 100ms"},

@@ -34,6 +34,7 @@ type settings struct {
 	PublisherKey []string      `help:"Take only commands that are signed with this key (U…, or a file with one a line); repeatable. Without it the host takes whatever is published for it." sep:"none" placeholder:"KEY"`
 	CommandAge   time.Duration `help:"How long after it was issued a signed command may be begun." default:"720h"`
 	EmbeddedNATS string        `name:"embedded-nats" help:"Run a NATS server in this process, its streams in this folder; --nats, --context, --creds, --nkey and --ca are then not used." placeholder:"DIR"`
+	Replicas     int           `help:"How many servers of a cluster keep each stream: 1 to 5. It is set when the streams are made first." default:"1"`
 	Listen       string        `help:"Where the embedded server listens; none for this process alone. It asks for no credentials." default:"${default_listen}"`
 	AckWait      time.Duration `help:"How long the server waits for a sign of life before it hands a command out again. It is set when the host's queue is made first." default:"60s"`
 
@@ -63,6 +64,9 @@ func (s *settings) Validate() error {
 	}
 	if s.Jobs < 1 || s.Jobs > 1000 {
 		return fmt.Errorf("--jobs %d is not from 1 to 1000", s.Jobs)
+	}
+	if s.Replicas < 1 || s.Replicas > bus.MaxReplicas {
+		return fmt.Errorf("--replicas %d is not from 1 to %d", s.Replicas, bus.MaxReplicas)
 	}
 	const maxReserve = 1 << 40 // MiB; in bytes it still is an int64
 	if s.ScratchReserve < 0 || s.ScratchReserve > maxReserve {
@@ -132,5 +136,6 @@ func (s *settings) busConfig(name string) bus.Config {
 	return bus.Config{
 		URL: s.NATS, Context: s.Context, Creds: s.Creds, NKey: s.NKey, CA: s.CA, Name: name + " " + s.Zone + "/" + s.Host,
 		InboxPrefix: bus.HostInbox(s.Zone, s.Host), AckWait: s.AckWait,
+		Layout: bus.Layout{Replicas: s.Replicas},
 	}
 }

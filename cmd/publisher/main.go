@@ -62,6 +62,7 @@ type connection struct {
 	Creds    string           `help:"NATS credentials file." placeholder:"FILE"`
 	NKey     string           `name:"nkey" help:"File with the nkey seed of a NATS user, in place of --creds." placeholder:"FILE"`
 	CA       string           `name:"ca" help:"Certificates (PEM) that the NATS server's is checked against, in place of the system's." placeholder:"FILE"`
+	Replicas int              `help:"How many servers of a cluster keep each stream that is made: 1 to 5." default:"1"`
 	Keys     string           `help:"Folder with the publisher's own keys." default:"${default_keys}" placeholder:"DIR"`
 	Version  kong.VersionFlag `help:"Print the version."`
 	LogLevel string           `help:"What is logged to standard error: ${enum}." enum:"debug,info,warn,error" default:"warn"`
@@ -95,7 +96,7 @@ func (a *app) with(ctx context.Context, fn func(m *fleet.Manager) error) error {
 // busConfig says how to reach NATS. Commands are signed where the publisher has a key for it.
 func (a *app) busConfig() (bus.Config, error) {
 	cfg := bus.Config{
-		URL: a.NATS, Context: a.Context, Creds: a.Creds, NKey: a.NKey, CA: a.CA, Name: "publisher", Log: a.log,
+		URL: a.NATS, Context: a.Context, Creds: a.Creds, NKey: a.NKey, CA: a.CA, Name: "publisher", Layout: bus.Layout{Replicas: a.Replicas}, Log: a.log,
 	}
 	signer, err := secret.LoadSigner(secret.NewFolder(a.Keys))
 	switch {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"slices"
 	"time"
 
@@ -116,7 +117,13 @@ func (b *Bus) fail(what string, err error) error {
 
 // transient says whether the same request may succeed a little later.
 func transient(err error) bool {
-	return isAny(kindOf(err), ErrUnreachable, ErrNoStream) || isCode(err, codeDuplicateInProcess)
+	return isAny(kindOf(err), ErrUnreachable, ErrNoStream) || isCode(err, codeDuplicateInProcess) || unavailable(err)
+}
+
+// unavailable says whether JetStream itself says "not now": a cluster that elects a leader, a server that starts.
+func unavailable(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.Code == http.StatusServiceUnavailable
 }
 
 // Codes of the JetStream API (server/errors.json of nats-server) that nats.go has no name for.

@@ -13,10 +13,13 @@ import (
 // maxConsumers lifts JetStream's own limit of 1,000 consumers a stream: each host has one.
 const maxConsumers = 20_000
 
+// MaxReplicas is the most that JetStream keeps of a stream.
+const MaxReplicas = 5
+
 // Layout shapes the streams and buckets when they are created. One that exists is never changed:
 // its settings are the operator's.
 type Layout struct {
-	// Replicas in a cluster, 1 to 5; 0 means 1.
+	// Replicas in a cluster, 1 to MaxReplicas; 0 means 1.
 	Replicas int
 	// JobsAge is how long commands are kept for replay; 0 means 30 days.
 	JobsAge time.Duration
