@@ -44,6 +44,7 @@ func (s *runningSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 	if err := os.RemoveAll(s.scratch); err != nil {
 		return nil, messages.Errorf(messages.CodeInternal, "remove an earlier attempt's scratch: %w", err)
 	}
+	ws.onClose("scratch files", func(context.Context) error { return os.RemoveAll(s.scratch) })
 	if err := s.checkScratch(); err != nil {
 		return nil, err
 	}

@@ -77,8 +77,8 @@ func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBa
 	if t.src, err = e.source(ctx, cmd); err != nil {
 		return Outcome{}, err
 	}
-	// Also what a killed attempt left: this one may end before it comes to make its own.
-	ws.onClose("scratch files", func(context.Context) error { return os.RemoveAll(filepath.Join(e.cfg.ScratchDir, ws.job)) })
+	// This attempt may end before it comes to make its own.
+	ws.onClose("a killed attempt's scratch files", func(context.Context) error { return os.RemoveAll(filepath.Join(e.cfg.ScratchDir, ws.job)) })
 
 	r.Phase(messages.PhaseMounting)
 	repo, err := ws.repository(ctx, cmd.Repository)
