@@ -50,6 +50,7 @@ const (
 const (
 	CodeRepositoryUnsupported Code = "repository_unsupported"
 	CodeMountFailed           Code = "mount_failed"
+	CodeRepositoryLost        Code = "repository_lost"
 	CodeTargetFull            Code = "target_full"
 	CodeTargetWriteFailed     Code = "target_write_failed"
 	CodeTargetExists          Code = "target_exists"
@@ -113,6 +114,7 @@ var codeTable = map[Code]codeFacts{
 
 	CodeRepositoryUnsupported: {false, "Use one of the repository types the host supports (hostworker doctor lists them)."},
 	CodeMountFailed:           {true, "Check the repository's address, options and network; the cause holds what mount said."},
+	CodeRepositoryLost:        {true, "Check the NAS and the network to it: the repository stopped answering, or its mount went away."},
 	CodeTargetFull:            {false, "Free or add space on the repository, then replay the job (publisher replay)."},
 	CodeTargetWriteFailed:     {true, "Check the repository's storage: writing to it failed."},
 	CodeTargetExists:          {false, "Choose another target, or overwrite this one with --force."},

@@ -76,7 +76,7 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 	executor, err := exec.New(exec.Config{
 		Zone: c.Zone, Host: c.Host, Version: version,
 		RunDir: c.RunDir, ScratchDir: c.Scratch, ScratchReserve: c.ScratchReserve << 20,
-		MountTimeout: c.MountTimeout, LUKSIterTime: c.LUKSIterTime, Key: key, Hypervisor: hv, Log: log,
+		MountTimeout: c.MountTimeout, StallTimeout: c.StallTimeout, LUKSIterTime: c.LUKSIterTime, Key: key, Hypervisor: hv, Log: log,
 	})
 	if err != nil {
 		return err

@@ -48,6 +48,7 @@ type settings struct {
 
 	LUKSIterTime time.Duration `name:"luks-iter-time" help:"How long one guess at the passphrase of a new backup takes on this machine: what protects a weak one, and is paid for each disk of each backup, verify and restore." default:"1s"`
 	MountTimeout time.Duration `help:"How long one mount or unmount may take." default:"30s"`
+	StallTimeout time.Duration `help:"How long a repository, or a side of a copy, may be silent before the job ends." default:"60s"`
 	RetryDelay   time.Duration `help:"Wait before the second attempt at a job; it doubles with each." default:"10s"`
 	JobTimeout   time.Duration `help:"How long a job may take, all attempts together, where its command does not say; 0 for as long as it likes." default:"24h"`
 	Grace        time.Duration `help:"How long running jobs have to end at SIGTERM." default:"30s"`
@@ -81,7 +82,7 @@ func (s *settings) Validate() error {
 	for _, d := range []struct {
 		flag  string
 		value time.Duration
-	}{{"mount-timeout", s.MountTimeout}, {"retry-delay", s.RetryDelay}, {"command-age", s.CommandAge}, {"grace", s.Grace}} {
+	}{{"mount-timeout", s.MountTimeout}, {"stall-timeout", s.StallTimeout}, {"retry-delay", s.RetryDelay}, {"command-age", s.CommandAge}, {"grace", s.Grace}} {
 		if d.value <= 0 {
 			return fmt.Errorf("--%s %v is not above 0", d.flag, d.value)
 		}

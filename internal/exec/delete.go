@@ -42,6 +42,12 @@ func (e *Executor) list(ctx context.Context, ws *workspace, cmd *messages.ListBa
 	if err != nil {
 		return Outcome{}, err
 	}
+	if len(problems) > 0 {
+		// A NAS that went away in the middle makes problems of all the rest.
+		if err := repo.Check(ctx); err != nil {
+			return Outcome{}, err
+		}
+	}
 	out := Outcome{Listed: []messages.CatalogEntry{}}
 	for _, b := range backups {
 		out.Listed = append(out.Listed, b.Manifest.CatalogEntry(cmd.Repository, cmd.BackupPath))

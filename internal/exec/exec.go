@@ -13,6 +13,7 @@ import (
 
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -36,6 +37,9 @@ type Config struct {
 	LUKSIterTime time.Duration
 	// MountTimeout bounds one mount or unmount.
 	MountTimeout time.Duration
+	// StallTimeout is how long a repository, or a side of a copy, may be silent before the job ends; 0 means
+	// repository.DefaultStallTimeout.
+	StallTimeout time.Duration
 	// Key opens the passphrases that were sealed for this host.
 	Key *secret.Key
 	// Hypervisor is nil on a host that backs up images alone.
@@ -60,6 +64,9 @@ func New(cfg Config) (*Executor, error) {
 		if err := os.MkdirAll(abs, 0o711); err != nil {
 			return nil, fmt.Errorf("make a folder of the worker: %w", err)
 		}
+	}
+	if cfg.StallTimeout == 0 {
+		cfg.StallTimeout = repository.DefaultStallTimeout
 	}
 	if len(cfg.RunDir) > maxRunDir {
 		return nil, fmt.Errorf("run folder %s: the path has more than %d bytes", cfg.RunDir, maxRunDir)
@@ -127,6 +134,9 @@ func (e *Executor) Run(ctx context.Context, cmd messages.Command, limiter *copie
 		return Outcome{}, err
 	}
 	ws.limiter = limiter
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ws.giveUp = cancel
 	var out Outcome
 	err = safely(func() (err error) {
 		out, err = e.run(ctx, ws, cmd, r)
@@ -135,10 +145,15 @@ func (e *Executor) Run(ctx context.Context, cmd messages.Command, limiter *copie
 	if p := new(panicError); errors.As(err, &p) {
 		e.cfg.Log.Error().Err(p).Str("job", ws.job).Bytes("stack", p.stack).Msg("a defect in the job")
 	}
+	// Looked at now: the cleaning up may find the repository lost as well.
+	ended := ctx.Err() != nil
+	if err != nil && !ended {
+		err = ws.explain(ctx, cmd, err)
+	}
 	if cerr := ws.close(); cerr != nil {
 		e.cfg.Log.Warn().Err(cerr).Str("job", ws.job).Msg("leftovers of the job")
 	}
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ended {
 		// What failed did so because it was told to stop; the reason is the caller's.
 		err = context.Cause(ctx)
 	}

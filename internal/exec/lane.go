@@ -34,8 +34,19 @@ type lane struct {
 	check   *digest.Reader
 	// zeroHoles writes zeroes where the source has holes: the target has old content.
 	zeroHoles bool
-	report    Reporter
+	// stall bounds how long a side may be silent; stored says which of them is the repository's.
+	stall  time.Duration
+	stored side
+	report Reporter
 }
+
+// side is one end of a lane.
+type side int
+
+const (
+	sourceSide side = iota
+	targetSide
+)
 
 // endpoint is an export of an NBD server on a unix socket.
 type endpoint struct{ socket, export string }
@@ -56,13 +67,22 @@ func runLane(ctx context.Context, l lane) (copier.Stats, error) {
 		return copier.Stats{}, messages.Errorf(messages.CodeVMStateChanged, "disk %s has %d bytes now and had %d: it was resized", l.name, src.Size(), l.size)
 	}
 	stats, err := copier.Copy(ctx, src, dst, copier.Options{
-		Limiter: l.limiter, Unit: l.unit, Digests: l.digests, Check: l.check, ZeroHoles: l.zeroHoles,
+		Limiter: l.limiter, Unit: l.unit, Digests: l.digests, Check: l.check, ZeroHoles: l.zeroHoles, Stall: l.stall,
 		Progress: func(done, total int64) { l.report.Disk(l.name, done, total) },
 	})
 	if err != nil {
-		return stats, fmt.Errorf("disk %s: %w", l.name, err)
+		return stats, fmt.Errorf("disk %s: %w", l.name, stalled(err, l.stored))
 	}
 	return stats, nil
+}
+
+// stalled says that a side which does not move is the repository, if it is that side.
+func stalled(err error, stored side) error {
+	var s *copier.Stalled
+	if !errors.As(err, &s) || s.Target != (stored == targetSide) {
+		return err
+	}
+	return messages.Errorf(messages.CodeRepositoryLost, "%w", s)
 }
 
 // dial connects to an export, and asks for its block status.

@@ -310,6 +310,7 @@ func (t *restoring) copyDisk(ctx context.Context, to *restoreTarget) error {
 	_, err := runLane(ctx, lane{
 		name: d.name, src: endpoint{to.from.Socket(), d.name}, dst: endpoint{to.into.Socket(), d.name},
 		size: d.size, limiter: t.limiter, check: to.check, zeroHoles: to.tmp == "", report: t.r,
+		stall: t.e.cfg.StallTimeout, stored: sourceSide,
 	})
 	if err != nil {
 		return mismatch(messages.CodeBackupCorrupt, d.name, undecodable(ctx, d.path, err))

@@ -206,6 +206,7 @@ func (t *taking) copyAll(ctx context.Context) error {
 			d.stats, err = runLane(ctx, lane{
 				name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{d.target.Socket(), d.name},
 				size: d.size, unit: d.unit, limiter: t.limiter, digests: d.digests, report: t.r,
+				stall: t.e.cfg.StallTimeout, stored: targetSide,
 			})
 			return ownTrouble(err)
 		})

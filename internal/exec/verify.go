@@ -208,10 +208,11 @@ func (e *Executor) readDisk(ctx context.Context, ws *workspace, disk storedDisk,
 	defer func() { _ = src.Close() }()
 	stats, err := copier.Verify(ctx, src, check, copier.Options{
 		Limiter:  limiter,
+		Stall:    e.cfg.StallTimeout,
 		Progress: func(done, total int64) { r.Disk(disk.name, done, total) },
 	})
 	if err != nil {
-		return stats.DataBytes, mismatch(messages.CodeVerifyFailed, disk.name, undecodable(ctx, disk.path, fmt.Errorf("disk %s: %w", disk.name, err)))
+		return stats.DataBytes, mismatch(messages.CodeVerifyFailed, disk.name, undecodable(ctx, disk.path, fmt.Errorf("disk %s: %w", disk.name, stalled(err, sourceSide))))
 	}
 	return stats.DataBytes, errors.Join(src.Close(), d.Stop())
 }

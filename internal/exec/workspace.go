@@ -37,6 +37,10 @@ type workspace struct {
 	dir string
 	// limiter bounds all the job's copying.
 	limiter *copier.Limiter
+	// giveUp ends the job with a cause; nil where nobody works on one.
+	giveUp context.CancelCauseFunc
+	// repo is the repository, once there is one.
+	repo *repository.Repository
 
 	mu   sync.Mutex
 	undo []undoStep
@@ -134,16 +138,17 @@ func (ws *workspace) daemon(ctx context.Context, name string) (*storaged.Daemon,
 	return d, nil
 }
 
-// repository mounts a repository for as long as the job lasts.
+// repository mounts a repository for as long as the job lasts. When it is lost the job ends.
 func (ws *workspace) repository(ctx context.Context, spec messages.Repository) (*repository.Repository, error) {
 	repo, err := repository.Open(ctx, spec, repository.Options{
 		MountDir: filepath.Join(ws.dir, mountFolder),
-		Timeout:  ws.e.cfg.MountTimeout,
-		Log:      ws.e.cfg.Log,
+		Timeout:  ws.e.cfg.MountTimeout, StallTimeout: ws.e.cfg.StallTimeout, Lost: ws.giveUp,
+		Log: ws.e.cfg.Log.With().Str("job", ws.job).Logger(),
 	})
 	if err != nil {
 		return nil, err
 	}
+	ws.repo = repo
 	ws.onClose("repository", func(context.Context) error { return repo.Close() })
 	return repo, nil
 }

@@ -260,7 +260,7 @@ func (w *world) nothingLeft(t *testing.T) {
 }
 
 // children lists the child processes of a process.
-func children(t *testing.T, pid int) []string {
+func children(t testing.TB, pid int) []string {
 	t.Helper()
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil {

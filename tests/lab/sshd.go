@@ -100,6 +100,20 @@ func (s *SSHServer) Kill() {
 	_ = s.cmd.Wait() // it was killed, and says so; the second time it says that too
 }
 
+// KillSessions ends the server's sessions at once, as a restart of it would. The server goes on.
+func (s *SSHServer) KillSessions(t testing.TB) {
+	t.Helper()
+	for _, pid := range pidsOf(t, s.cmd.Process.Pid) {
+		if pid == s.cmd.Process.Pid {
+			continue
+		}
+		// One may be gone with another that was its parent.
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Hang stops the server and its sessions: connections stay open and nothing answers, until Resume
 // or the end of the test.
 func (s *SSHServer) Hang(t testing.TB) { t.Helper(); s.signal(t, syscall.SIGSTOP) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/nbd"
@@ -43,6 +44,9 @@ type Options struct {
 	Limiter *Limiter
 	// Depth is how many blocks are under way at a time; 0 means DefaultDepth.
 	Depth int
+	// Stall is how long a side may leave all that it was asked unanswered, and ten times that for a flush;
+	// 0 means for ever.
+	Stall time.Duration
 	// Unit is what the target takes whole, in bytes: the cluster size of a compressed qcow2. It is
 	// a power of two of at most 1 MiB; 0 means 64 KiB, or the target's least block if that is more.
 	Unit int64

@@ -29,20 +29,20 @@ const (
 //
 // The error is the cause of ctx's end, a *digest.Mismatch, or a *messages.Error of the code
 // source_read_failed, target_write_failed, target_full, target_too_small or backup_corrupt, with
-// the offset and the *nbd.Error in its chain.
+// the offset and the *nbd.Error, or a *Stalled, in its chain.
 func Copy(ctx context.Context, src Source, dst Target, o Options) (Stats, error) {
 	j := &job{Options: o, src: src, dst: dst}
-	err := j.run(ctx)
+	err := j.watchStall(ctx, j.run)
 	return j.stats, atEdge(ctx, err)
 }
 
 // Verify reads what src holds and compares it with its digests: blocks with a digest must have
 // that content, all others must read as zeroes. Ranges that src's block status calls zeroes are
-// not read. Of o it uses Limiter, Depth, Total and Progress; the error is as for Copy.
+// not read. Of o it uses Limiter, Depth, Stall, Total and Progress; the error is as for Copy.
 func Verify(ctx context.Context, src Source, check *digest.Reader, o Options) (Stats, error) {
 	j := &job{Options: o, src: src}
 	j.Digests, j.Check = nil, check
-	err := j.run(ctx)
+	err := j.watchStall(ctx, j.run)
 	return j.stats, atEdge(ctx, err)
 }
 

@@ -27,7 +27,7 @@ type step struct {
 // Create. After an error the backup may be there only if the very last sync failed; Create then says so.
 func (p *Partial) Commit(ctx context.Context, m Manifest) (*Backup, error) {
 	what := "commit " + p.loc.String()
-	return call(ctx, p.r, what, func(root *os.Root) (*Backup, error) {
+	return call(ctx, p.r, long, what, func(ctx context.Context, root *os.Root) (*Backup, error) {
 		m.Disks = append([]Disk(nil), m.Disks...)
 		for _, s := range p.steps(&m) {
 			if err := ctx.Err(); err != nil {

@@ -17,7 +17,7 @@ func (r *Repository) Delete(ctx context.Context, ref messages.BackupRef) error {
 	if err := loc.check(); err != nil {
 		return err
 	}
-	return do(ctx, r, "delete "+loc.String(), func(root *os.Root) error {
+	return do(ctx, r, long, "delete "+loc.String(), func(ctx context.Context, root *os.Root) error {
 		for _, s := range deleteSteps(ctx, loc) {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -79,7 +79,7 @@ func (r *Repository) Sweep(ctx context.Context, loc Location) error {
 		return err
 	}
 	what := "sweep " + loc.String()
-	return do(ctx, r, what, func(root *os.Root) error {
+	return do(ctx, r, long, what, func(ctx context.Context, root *os.Root) error {
 		err := removeTrees(ctx, root, loc.folder(), loc.ID+partialSuffix, loc.ID+deletingSuffix)
 		if err != nil {
 			return writeError(what, err)

@@ -41,7 +41,7 @@ func (r *Repository) Find(ctx context.Context, ref messages.BackupRef) (*Backup,
 	if err := loc.check(); err != nil {
 		return nil, err
 	}
-	return call(ctx, r, "find "+loc.String(), func(root *os.Root) (*Backup, error) { return r.load(root, loc) })
+	return call(ctx, r, quick, "find "+loc.String(), func(_ context.Context, root *os.Root) (*Backup, error) { return r.load(root, loc) })
 }
 
 func (r *Repository) load(root *os.Root, loc Location) (*Backup, error) {
@@ -109,7 +109,7 @@ func (b *Backup) ReadFile(ctx context.Context, file string, limit int64) ([]byte
 	if err := b.has(file); err != nil {
 		return nil, err
 	}
-	return call(ctx, b.r, "read "+file, func(root *os.Root) (data []byte, err error) {
+	return call(ctx, b.r, quick, "read "+file, func(_ context.Context, root *os.Root) (data []byte, err error) {
 		err = inFolder(root, b.loc.String(), func(dir *os.Root) error {
 			data, err = readLimited(dir, file, limit)
 			return err
@@ -125,7 +125,7 @@ func (b *Backup) in(ctx context.Context, file string, f func(*os.Root) error) er
 	if err := b.has(file); err != nil {
 		return err
 	}
-	return do(ctx, b.r, "look at "+file, func(root *os.Root) error {
+	return do(ctx, b.r, quick, "look at "+file, func(_ context.Context, root *os.Root) error {
 		if err := inFolder(root, b.loc.String(), f); err != nil {
 			return loadError(b.loc, err)
 		}
@@ -153,7 +153,7 @@ func (r *Repository) List(ctx context.Context, backupPath, vm string) ([]Backup,
 			return nil, nil, err
 		}
 	}
-	l, err := call(ctx, r, "list "+path.Join("/", backupPath), func(root *os.Root) (*listing, error) {
+	l, err := call(ctx, r, long, "list "+path.Join("/", backupPath), func(ctx context.Context, root *os.Root) (*listing, error) {
 		l := &listing{r: r, root: root, backupPath: backupPath}
 		return l, l.walk(ctx, vm)
 	})

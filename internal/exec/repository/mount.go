@@ -30,6 +30,8 @@ type mount struct {
 	log     zerolog.Logger
 	// daemon serves a FUSE mount as long as it runs; nil for the kernel's file systems.
 	daemon *daemon
+	// dead means that nobody answers any more: there is nothing to be polite to.
+	dead bool
 }
 
 // attach mounts spec on a new folder. After an error nothing is left.
@@ -151,6 +153,19 @@ func (m *mount) info() (*mountinfo.Info, error) {
 	return infos[len(infos)-1], nil
 }
 
+// abort fails whatever waits on the mount, and takes it away: processes and goroutines that hang in the
+// kernel go on with an error. Without a FUSE program's end of the connection the kernel aborts it; of
+// NFS and CIFS the forced unmount does.
+func (m *mount) abort() {
+	m.dead = true
+	if m.daemon != nil {
+		killHelpers(m.daemon.Process)
+	}
+	if err := m.unmount(); err != nil {
+		m.log.Warn().Err(err).Msg("a lost repository")
+	}
+}
+
 // detach takes the mount, its daemon and the mount point away.
 func (m *mount) detach() error {
 	err := m.unmount()
@@ -171,7 +186,11 @@ func (m *mount) detach() error {
 // of it with its last user. umount(8) is a child because umount(2) can hang and a child can be left behind;
 // it must not look at the mount point (-c), which can hang as well.
 func (m *mount) unmount() error {
-	for _, args := range [][]string{{"-c"}, {"-c", "-i", "-f", "-l"}, {"-c", "-i", "-f", "-l"}} {
+	tries := [][]string{{"-c"}, {"-c", "-i", "-f", "-l"}, {"-c", "-i", "-f", "-l"}}
+	if m.dead {
+		tries = tries[1:]
+	}
+	for _, args := range tries {
 		info, err := m.info()
 		if err != nil || info == nil {
 			return err

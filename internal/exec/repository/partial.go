@@ -44,7 +44,7 @@ func (r *Repository) Create(ctx context.Context, loc Location) (*Partial, error)
 	if err := loc.check(); err != nil {
 		return nil, err
 	}
-	return call(ctx, r, "create "+loc.String(), func(root *os.Root) (*Partial, error) {
+	return call(ctx, r, long, "create "+loc.String(), func(ctx context.Context, root *os.Root) (*Partial, error) {
 		if err := r.clearLeftovers(ctx, root, loc); err != nil {
 			return nil, err
 		}
@@ -115,7 +115,7 @@ func (p *Partial) Dir() string { return filepath.Join(p.r.dir, p.path()) }
 // It is refused if something else than a regular file is there, above all a link. The check is for what lies
 // there now: whoever can write to the folder at this moment can still change it.
 func (p *Partial) Path(ctx context.Context, file string) (string, error) {
-	err := p.in(ctx, "look at "+file, file, func(dir *os.Root) error {
+	err := p.in(ctx, quick, "look at "+file, file, func(_ context.Context, dir *os.Root) error {
 		if _, err := lstatRegular(dir, file); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -129,14 +129,14 @@ func (p *Partial) Path(ctx context.Context, file string) (string, error) {
 
 // WriteFile writes a new file with mode 0600. It is durable after Commit.
 func (p *Partial) WriteFile(ctx context.Context, file string, data []byte) error {
-	return p.in(ctx, "write "+file, file, func(dir *os.Root) error {
+	return p.in(ctx, quick, "write "+file, file, func(ctx context.Context, dir *os.Root) error {
 		return writeNew(ctx, dir, file, bytes.NewReader(data))
 	})
 }
 
 // CopyIn copies a file of the host to a new file with mode 0600. It is durable after Commit.
 func (p *Partial) CopyIn(ctx context.Context, localPath, file string) error {
-	return p.in(ctx, "write "+file, file, func(dir *os.Root) error {
+	return p.in(ctx, long, "write "+file, file, func(ctx context.Context, dir *os.Root) error {
 		src, err := os.Open(localPath)
 		if err != nil {
 			return messages.Errorf(messages.CodeInternal, "%w", err)
@@ -147,17 +147,17 @@ func (p *Partial) CopyIn(ctx context.Context, localPath, file string) error {
 }
 
 // in runs f in the partial folder.
-func (p *Partial) in(ctx context.Context, what, file string, f func(*os.Root) error) error {
+func (p *Partial) in(ctx context.Context, b bound, what, file string, f func(context.Context, *os.Root) error) error {
 	if err := checkFile(file); err != nil {
 		return err
 	}
-	return do(ctx, p.r, what, func(root *os.Root) error {
+	return do(ctx, p.r, b, what, func(ctx context.Context, root *os.Root) error {
 		dir, err := openFolder(root, p.path())
 		if err != nil {
 			return writeError(what, err)
 		}
 		defer closeQuietly(dir)
-		return writeError(what, f(dir))
+		return writeError(what, f(ctx, dir))
 	})
 }
 
@@ -165,7 +165,7 @@ func (p *Partial) in(ctx context.Context, what, file string, f func(*os.Root) er
 // again, it does nothing. It is for when the job's own context has ended, so give it another.
 func (p *Partial) Discard(ctx context.Context) error {
 	what := "discard " + p.loc.String()
-	return do(ctx, p.r, what, func(root *os.Root) error {
+	return do(ctx, p.r, long, what, func(ctx context.Context, root *os.Root) error {
 		if err := removeTrees(ctx, root, p.loc.folder(), p.loc.ID+partialSuffix); err != nil {
 			return writeError(what, err)
 		}

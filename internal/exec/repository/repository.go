@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -15,14 +14,18 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
 // DefaultTimeout bounds one mount or umount command where Options do not.
 const DefaultTimeout = time.Minute
 
-// grace is how long a call that was told to end has to do so before it is given up.
-const grace = 2 * time.Second
+// DefaultStallTimeout is how long a repository may be silent where Options do not say.
+const DefaultStallTimeout = time.Minute
+
+// grace is how long what was told to end has to do so before it is given up.
+const grace = bounded.Grace
 
 // Options are how Open mounts.
 type Options struct {
@@ -32,18 +35,35 @@ type Options struct {
 	MountDir string
 	// Timeout bounds each mount and umount command; 0 means DefaultTimeout.
 	Timeout time.Duration
-	Log     zerolog.Logger
+	// StallTimeout is how long the repository may be silent before it is lost; 0 means DefaultStallTimeout.
+	StallTimeout time.Duration
+	// Lost is called once, from another goroutine, when the repository is lost; the error has the code
+	// CodeRepositoryLost. The mount is taken away right after, so that whatever hangs on it fails.
+	Lost func(error)
+	Log  zerolog.Logger
 }
 
 // Repository is an open repository. Its methods may be called from any goroutine. Each returns when
-// its context ends, whatever the NAS does; the call itself may then hang on until Close.
+// its context ends, or after a bounded time with CodeRepositoryLost, whatever the NAS does; the call itself
+// may then hang on until the mount is gone.
+//
+// It is watched until Close. When it is silent for Options.StallTimeout, its FUSE program ends or its
+// mount goes, it is lost: every call fails with CodeRepositoryLost from then on.
 type Repository struct {
-	root *os.Root
-	dir  string
-	mnt  *mount // nil for a repository of type dir
+	root   *os.Root
+	folder *os.File // the root again, for statfs
+	dir    string
+	mnt    *mount // nil for a repository of type dir
+	stall  time.Duration
+	log    zerolog.Logger
+	onLost func(error)
+
+	// quit ends the watch, watched is closed when it has ended; both are nil before it begins.
+	quit, watched chan struct{}
 
 	mu      sync.Mutex
 	closed  bool
+	lost    error
 	pending sync.WaitGroup
 
 	once     sync.Once
@@ -61,7 +81,10 @@ func Open(ctx context.Context, spec messages.Repository, o Options) (*Repository
 	if o.Timeout == 0 {
 		o.Timeout = DefaultTimeout
 	}
-	r := &Repository{dir: spec.Address}
+	if o.StallTimeout == 0 {
+		o.StallTimeout = DefaultStallTimeout
+	}
+	r := &Repository{dir: spec.Address, stall: o.StallTimeout, log: o.Log, onLost: o.Lost}
 	if spec.Type == messages.RepositoryDir {
 		if !filepath.IsAbs(spec.Address) || spec.MountOptions != "" {
 			return nil, messages.Errorf(messages.CodeInvalidMessage, "a repository of type dir has an absolute path and no mount options")
@@ -78,6 +101,7 @@ func Open(ctx context.Context, spec messages.Repository, o Options) (*Repository
 		closeErr := r.Close()
 		return nil, errors.Join(r.openError(ctx, spec, err), closeErr)
 	}
+	r.beginWatch()
 	return r, nil
 }
 
@@ -86,12 +110,13 @@ func Open(ctx context.Context, spec messages.Repository, o Options) (*Repository
 func (r *Repository) openRoot(ctx context.Context, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errNoAnswer)
 	defer cancel()
-	root, err := call(ctx, r, "open "+r.dir, func(*os.Root) (*os.Root, error) { return os.OpenRoot(r.dir) })
+	root, err := call(ctx, r, quick, "open "+r.dir, func(context.Context, *os.Root) (*os.Root, error) { return os.OpenRoot(r.dir) })
 	if err != nil {
 		return err
 	}
 	r.root = root
-	return nil
+	r.folder, err = call(ctx, r, quick, "open "+r.dir, func(_ context.Context, root *os.Root) (*os.File, error) { return root.Open(".") })
+	return err
 }
 
 func (r *Repository) openError(ctx context.Context, spec messages.Repository, err error) error {
@@ -101,6 +126,9 @@ func (r *Repository) openError(ctx context.Context, spec messages.Repository, er
 	if r.mnt == nil {
 		return messages.Errorf(messages.CodeMountFailed, "%w", err).
 			WithHint("%s must be a folder that exists on the host.", spec.Address)
+	}
+	if coded := new(messages.Error); errors.As(err, &coded) {
+		err = coded.Err // it was never there, rather than lost
 	}
 	if r.mnt.daemon != nil {
 		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(r.mnt.daemon.Stderr()))
@@ -113,19 +141,22 @@ func (r *Repository) Dir() string { return r.dir }
 
 // FreeBytes returns how much can be written; math.MaxInt64 where the file system does not tell.
 func (r *Repository) FreeBytes(ctx context.Context) (int64, error) {
-	free, err := call(ctx, r, "statfs", func(root *os.Root) (int64, error) {
-		dir, err := root.Open(".")
-		if err != nil {
-			return 0, err
-		}
-		defer closeQuietly(dir)
-		var st unix.Statfs_t
-		if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
-			return 0, os.NewSyscallError("statfs", err)
-		}
-		return freeBytes(st), nil
-	})
-	return free, readError("free space of the repository", err)
+	st, err := call(ctx, r, quick, "statfs", func(context.Context, *os.Root) (unix.Statfs_t, error) { return r.statfs() })
+	if err != nil {
+		return 0, readError("free space of the repository", err)
+	}
+	return freeBytes(st), nil
+}
+
+// statfs asks the file system itself: network file systems pass it on to their server, which makes it
+// a sign of life.
+func (r *Repository) statfs() (st unix.Statfs_t, err error) {
+	raw, err := r.folder.SyscallConn()
+	if err != nil {
+		return st, err
+	}
+	cerr := raw.Control(func(fd uintptr) { err = os.NewSyscallError("statfs", unix.Fstatfs(int(fd), &st)) })
+	return st, errors.Join(cerr, err)
 }
 
 func freeBytes(st unix.Statfs_t) int64 {
@@ -146,6 +177,10 @@ func (r *Repository) Close() error {
 		r.mu.Lock()
 		r.closed = true
 		r.mu.Unlock()
+		r.endWatch()
+		if r.folder != nil {
+			closeQuietly(r.folder)
+		}
 		if r.root != nil {
 			closeQuietly(r.root)
 		}
@@ -175,82 +210,56 @@ func (r *Repository) waitPending() error {
 	}
 }
 
-// call runs f, which may block on the NAS, and waits for it only as long as ctx lives. f should look at ctx
-// itself between its steps: it has the grace to end in order. A result that comes too late is closed
-// where it can be.
-func call[T any](ctx context.Context, r *Repository, what string, f func(*os.Root) (T, error)) (T, error) {
+// bound says how long a call may take, as a multiple of Options.StallTimeout.
+type bound int
+
+const (
+	// quick is for what looks at, or changes, a few names.
+	quick bound = 1
+	// long is for what syncs files, removes them, or reads many.
+	long bound = 10
+)
+
+// call runs f, which may block on the NAS, and waits for it only as long as ctx lives and the bound
+// allows. f should look at ctx itself between its steps: it has the grace to end in order. A result
+// that comes too late is closed where it can be.
+func call[T any](ctx context.Context, r *Repository, b bound, what string, f func(context.Context, *os.Root) (T, error)) (T, error) {
 	var zero T
+	limit := time.Duration(b) * r.stall
+	ctx, cancel := context.WithTimeoutCause(ctx, limit,
+		messages.Errorf(messages.CodeRepositoryLost, "the repository has not answered within %s", limit))
+	defer cancel()
 	if err := ctx.Err(); err != nil {
 		return zero, contextError(ctx, what)
 	}
 	r.mu.Lock()
-	if r.closed {
-		r.mu.Unlock()
+	if r.closed || r.lost != nil {
+		defer r.mu.Unlock()
+		if r.lost != nil {
+			return zero, fmt.Errorf("%s: %w", what, r.lost)
+		}
 		return zero, messages.Errorf(messages.CodeInternal, "%s: the repository is closed", what)
 	}
 	r.pending.Add(1)
 	r.mu.Unlock()
 
-	c := &pendingCall[T]{done: make(chan struct{})}
-	go func() {
+	v, ok, err := bounded.Call(ctx, func() (T, error) {
 		defer r.pending.Done()
-		c.finish(f(r.root))
-	}()
-	select {
-	case <-c.done:
-	case <-ctx.Done():
-		t := time.NewTimer(grace)
-		defer t.Stop()
-		select {
-		case <-c.done:
-		case <-t.C:
-		}
-	}
-	v, ok, err := c.take()
+		return f(ctx, r.root)
+	})
 	if !ok || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return zero, contextError(ctx, what)
+	}
+	if gone(err) {
+		err = messages.Errorf(messages.CodeRepositoryLost, "%w", err)
 	}
 	return v, err
 }
 
 // do is call for what has no result.
-func do(ctx context.Context, r *Repository, what string, f func(*os.Root) error) error {
-	_, err := call(ctx, r, what, func(root *os.Root) (struct{}, error) { return struct{}{}, f(root) })
+func do(ctx context.Context, r *Repository, b bound, what string, f func(context.Context, *os.Root) error) error {
+	_, err := call(ctx, r, b, what, func(ctx context.Context, root *os.Root) (struct{}, error) { return struct{}{}, f(ctx, root) })
 	return err
-}
-
-// pendingCall hands a result from the goroutine that made it to the one that waits, or to nobody.
-type pendingCall[T any] struct {
-	done chan struct{}
-
-	mu    sync.Mutex
-	over  bool // finished, or given up
-	value T
-	err   error
-}
-
-func (c *pendingCall[T]) finish(v T, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.over {
-		if closer, ok := any(v).(io.Closer); ok && err == nil {
-			closeQuietly(closer)
-		}
-		return
-	}
-	c.over, c.value, c.err = true, v, err
-	close(c.done)
-}
-
-// take returns the result; ok is false when there is none yet, and then there never will be.
-func (c *pendingCall[T]) take() (v T, ok bool, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.over {
-		c.over = true
-		return v, false, nil
-	}
-	return c.value, true, c.err
 }
 
 // contextError says that a call was given up: a coded cause as it is, otherwise CodeTimeout or CodeCancelled.

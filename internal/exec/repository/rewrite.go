@@ -11,7 +11,7 @@ import (
 // on the repository is measured again. Fields that this program does not know are lost.
 func (b *Backup) Rewrite(ctx context.Context, m Manifest) error {
 	what := "rewrite the manifest of " + b.loc.String()
-	m, err := call(ctx, b.r, what, func(root *os.Root) (Manifest, error) {
+	m, err := call(ctx, b.r, long, what, func(ctx context.Context, root *os.Root) (Manifest, error) {
 		m.Disks = append([]Disk(nil), m.Disks...)
 		for _, s := range b.rewriteSteps(&m) {
 			if err := ctx.Err(); err != nil {

@@ -204,7 +204,7 @@ func TestSSHFSDies(t *testing.T) {
 	check(t, unix.Kill(r.mnt.daemon.PID(), unix.SIGKILL))
 	waitFor(t, "the programs to end", func() bool { return len(clients(t, s)) == 0 })
 	_, err = r.Create(t.Context(), location())
-	wantCode(t, err, messages.CodeMountFailed)
+	wantCode(t, err, messages.CodeRepositoryLost)
 	check(t, r.Close())
 	wantUnmounted(t, dir, "")
 }
