@@ -47,6 +47,8 @@ type cli struct {
 	Run    runCmd    `cmd:"" help:"Take this host's commands and do them, until SIGTERM."`
 	Key    keyCmd    `cmd:"" help:"Print the public key that passphrases for this host are sealed with; makes it when there is none."`
 	Doctor doctorCmd `cmd:"" help:"Check what this host needs; says for each failure what to do."`
+
+	ThawWatchdog watchdogCmd `cmd:"" hidden:"" help:"Started by run for each freeze of a guest."`
 }
 
 func main() {

@@ -77,10 +77,12 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 		Zone: c.Zone, Host: c.Host, Version: version,
 		RunDir: c.RunDir, ScratchDir: c.Scratch, ScratchReserve: c.ScratchReserve << 20,
 		MountTimeout: c.MountTimeout, StallTimeout: c.StallTimeout, LUKSIterTime: c.LUKSIterTime, Key: key, Hypervisor: hv, Log: log,
+		Watchdog: watchdog(log),
 	})
 	if err != nil {
 		return err
 	}
+	executor.ThawLeft(ctx)
 	w, stopCommands, err := c.worker(b, key, authority, executor, metrics, log)
 	if err != nil {
 		return err

@@ -22,6 +22,8 @@ const (
 	// reachPatience is how long a libvirtd that restarts is waited for, and reachPause lies between two tries.
 	reachPatience = 30 * time.Second
 	reachPause    = time.Second
+	// thawTimeout bounds the thawing of what killed workers left frozen.
+	thawTimeout = 30 * time.Second
 )
 
 // CleanUp ends what killed attempts at a command left, when there is to be no other attempt: the
@@ -79,10 +81,24 @@ func removeUnfinished(dir, job string) error {
 	return errors.Join(errs...)
 }
 
+// ThawLeft thaws the guests that a killed worker had frozen, where its watchdog was killed too. A
+// guest whose agent does not answer is left for the next time, and told in the log.
+func (e *Executor) ThawLeft(ctx context.Context) {
+	if e.cfg.Hypervisor == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, thawTimeout)
+	defer cancel()
+	if err := e.cfg.Hypervisor.ThawLeft(ctx, e.cfg.RunDir); err != nil {
+		e.cfg.Log.Error().Err(err).Msg("a guest may still be frozen by a killed worker (virsh domfsthaw)")
+	}
+}
+
 // endLeftover ends the backup job of an attempt whose worker was killed. No two jobs of this
 // worker work on one VM, so a job with a socket below our folder is nobody's; another's is left
 // alone. The attempt may have been one at the job that is at work now.
 func (e *Executor) endLeftover(ctx context.Context, vm, now string) error {
+	e.ThawLeft(ctx)
 	job, err := e.cfg.Hypervisor.BackupJob(ctx, vm)
 	if err != nil {
 		return err

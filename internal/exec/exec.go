@@ -44,7 +44,9 @@ type Config struct {
 	Key *secret.Key
 	// Hypervisor is nil on a host that backs up images alone.
 	Hypervisor *hypervisor.Hypervisor
-	Log        zerolog.Logger
+	// Watchdog starts what thaws a guest when the worker cannot; its RunDir is set to RunDir.
+	Watchdog hypervisor.Watchdog
+	Log      zerolog.Logger
 }
 
 // Executor does jobs. It may do several at a time; the caller sees to it that no two of them
@@ -71,6 +73,7 @@ func New(cfg Config) (*Executor, error) {
 	if len(cfg.RunDir) > maxRunDir {
 		return nil, fmt.Errorf("run folder %s: the path has more than %d bytes", cfg.RunDir, maxRunDir)
 	}
+	cfg.Watchdog.RunDir = cfg.RunDir
 	return &Executor{cfg: cfg}, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,7 +65,7 @@ func (s *runningSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 }
 
 func (s *runningSource) begin(ctx context.Context, ws *workspace) (moment, error) {
-	spec := hypervisor.BackupSpec{Domain: s.dom.Name, Socket: s.disks[0].socket, Quiesce: s.quiesce}
+	spec := hypervisor.BackupSpec{Domain: s.dom.Name, Socket: s.disks[0].socket, Quiesce: s.quiesce, Watchdog: s.e.cfg.Watchdog}
 	for _, d := range s.disks {
 		spec.Disks = append(spec.Disks, hypervisor.BackupDisk{
 			Target: d.name, ScratchFile: filepath.Join(s.scratch, d.name+".scratch"),
@@ -79,7 +78,7 @@ func (s *runningSource) begin(ctx context.Context, ws *workspace) (moment, error
 	if err != nil {
 		return moment{}, err
 	}
-	m := moment{at: time.Now(), quiesced: b.Quiesced, frozen: b.Frozen}
+	m := moment{at: b.At, quiesced: b.Quiesced, frozen: b.Frozen}
 	if b.Note != "" {
 		m.notes = append(m.notes, b.Note)
 	}

@@ -57,13 +57,20 @@ func (g *Guest) agentAnswers(t testing.TB) func() bool {
 	}
 }
 
+// Raw returns a raw copy of an image of the format.
+func Raw(t testing.TB, image, format string) string {
+	t.Helper()
+	raw := filepath.Join(t.TempDir(), filepath.Base(image)+".raw")
+	Run(t, "qemu-img", "convert", "-f", format, "-O", "raw", image, raw)
+	return raw
+}
+
 // CheckRecords checks the restored image (of the format) of a disk that WriteRecords wrote to: its
 // file system is clean without a repair, and it holds every record up to and including upTo, whole
 // and in order. It returns how many there are.
 func CheckRecords(t testing.TB, image, format string, upTo int64) int64 {
 	t.Helper()
-	raw := filepath.Join(t.TempDir(), "fs.raw")
-	Run(t, "qemu-img", "convert", "-f", format, "-O", "raw", image, raw)
+	raw := Raw(t, image, format)
 	if out, err := Try(t, "e2fsck", "-fn", raw); err != nil {
 		t.Errorf("the file system is not clean: %v\n%s", err, out)
 	}
@@ -74,8 +81,7 @@ func CheckRecords(t testing.TB, image, format string, upTo int64) int64 {
 // mount would.
 func RecoverRecords(t testing.TB, image, format string, upTo int64) int64 {
 	t.Helper()
-	raw := filepath.Join(t.TempDir(), "fs.raw")
-	Run(t, "qemu-img", "convert", "-f", format, "-O", "raw", image, raw)
+	raw := Raw(t, image, format)
 	if out, err := Try(t, "e2fsck", "-E", "journal_only", "-y", raw); err != nil {
 		t.Errorf("the journal cannot be replayed: %v\n%s", err, out)
 	}

@@ -29,6 +29,8 @@ type BackupSpec struct {
 	// Disks to serve; the others are left alone.
 	Disks   []BackupDisk
 	Quiesce messages.Quiesce
+	// Watchdog guards the freeze.
+	Watchdog Watchdog
 }
 
 // BackupDisk is a disk to serve.
@@ -42,9 +44,12 @@ type BackupDisk struct {
 
 // Begun says how a backup began.
 type Begun struct {
+	// At is when: whatever the guest had on its disks by then is in the backup.
+	At time.Time
 	// Quiesced says that the guest's file systems were frozen for the moment of the backup.
 	Quiesced bool
-	// Frozen is how long they were, at most.
+	// Frozen is how long they were, at most: from before the freeze was asked for until the thaw was
+	// answered. 0 when they were not.
 	Frozen time.Duration
 	// Note is worth telling when it is not empty: why the guest was not frozen, or not thawed.
 	Note string
@@ -59,7 +64,8 @@ type BackupJob struct {
 }
 
 // BeginBackup starts a pull-mode backup job: from its moment on QEMU serves the disks as they were
-// then, until EndBackup. A frozen guest is thawed at once, whatever becomes of the job.
+// then, until EndBackup. A frozen guest is thawed at once, whatever becomes of the job; if its agent
+// does not answer, the watchdog goes on trying after this has returned.
 //
 // After an error there is no job; when ctx ended first, the job and the freeze are taken back as
 // soon as libvirt answers. The error has the code CodeVMNotFound, CodeVMStateChanged (the VM does
@@ -101,15 +107,32 @@ func (h *Hypervisor) begin(ctx context.Context, conn *libvirt.Connect, spec Back
 	if err != nil {
 		return Begun{}, err
 	}
-	f := freezer{agent: dom, log: h.log.With().Str("vm", spec.Domain).Logger()}
+	f, err := h.freezer(dom, spec)
+	if err != nil {
+		return Begun{}, err
+	}
 	begun, err := f.around(ctx, spec.Quiesce, state, func() error { return dom.BackupBegin(document, "", 0) })
 	if err == nil {
 		return begun, nil
+	}
+	if endErr := end(conn, spec.Domain, spec.Socket); endErr != nil {
+		h.log.Error().Str("vm", spec.Domain).Err(plain(endErr)).Msg("a backup that nobody wants does not end")
 	}
 	if state, stateErr := stateOf(dom); stateErr == nil && !state.Active() {
 		return Begun{}, errStopped(spec.Domain, plain(err))
 	}
 	return Begun{}, messages.EnsureCode(messages.CodeBackupBeginFailed, fmt.Errorf("begin the backup of %s: %w", spec.Domain, plain(err)))
+}
+
+func (h *Hypervisor) freezer(dom *libvirt.Domain, spec BackupSpec) (freezer, error) {
+	uuid, err := dom.GetUUIDString()
+	if err != nil {
+		return freezer{}, err
+	}
+	log := h.log.With().Str("vm", spec.Domain).Logger()
+	return freezer{agent: dom, log: log, guard: func(ctx context.Context) (guard, error) {
+		return h.startWatchdog(ctx, spec.Watchdog, uuid, log)
+	}}, nil
 }
 
 // checkIdle refuses a VM that a job already works on: libvirt runs one at a time.

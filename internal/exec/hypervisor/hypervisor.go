@@ -34,6 +34,8 @@ type Hypervisor struct {
 	slots  chan struct{} // holds one item for each call in flight
 	closed chan struct{}
 	once   sync.Once
+	// watchdogs are those that have been left to end.
+	watchdogs sync.WaitGroup
 
 	mu   sync.Mutex
 	link *link
@@ -63,7 +65,8 @@ func Connect(ctx context.Context, uri string, log zerolog.Logger) (*Hypervisor, 
 	return h, nil
 }
 
-// Close waits for the calls in flight, for at most ten seconds, and ends the connection.
+// Close waits for the calls in flight, for at most ten seconds, and ends the connection. A watchdog
+// that still tries to thaw a guest goes on after it.
 func (h *Hypervisor) Close() error {
 	h.once.Do(func() { close(h.closed) })
 	timeout := time.NewTimer(closeGrace)
@@ -75,16 +78,27 @@ func (h *Hypervisor) Close() error {
 			return messages.Errorf(messages.CodeHypervisorDown, "libvirt has left calls unanswered for %v", closeGrace)
 		}
 	}
+	if !until(timeout.C, func() { h.replace(nil) }) {
+		return messages.Errorf(messages.CodeHypervisorDown, "libvirt does not let go of the connection")
+	}
+	if !until(timeout.C, h.watchdogs.Wait) {
+		h.log.Warn().Msg("a watchdog still thaws a guest, and goes on")
+	}
+	return nil
+}
+
+// until runs f and says whether it has returned before the timeout.
+func until(timeout <-chan time.Time, f func()) bool {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		h.replace(nil)
+		f()
 	}()
 	select {
 	case <-done:
-		return nil
-	case <-timeout.C:
-		return messages.Errorf(messages.CodeHypervisorDown, "libvirt does not let go of the connection")
+		return true
+	case <-timeout:
+		return false
 	}
 }
 
