@@ -30,7 +30,7 @@ func (g *Guest) ResumeAgent(t testing.TB) { t.Helper(); g.do(t, "agent CONT") }
 func (g *Guest) KillAgent(t testing.TB) { t.Helper(); g.do(t, "agent KILL") }
 
 // HoldFreeze makes each freeze from now on wait in the agent before it happens, until ReleaseFreeze:
-// who asked for it waits too. The agent is started again for it.
+// who asked for it waits too. The first time the agent is started again for it, with a hook.
 func (g *Guest) HoldFreeze(t testing.TB) {
 	t.Helper()
 	g.do(t, "hold")

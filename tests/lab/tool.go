@@ -90,8 +90,14 @@ func Dir(t testing.TB) string {
 // Eventually waits until the condition holds, and fails the test when it does not in time.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	if !within(patience, condition) {
-		t.Fatalf("not in %v: %s", patience, what)
+	EventuallyIn(t, patience, what, condition)
+}
+
+// EventuallyIn is Eventually for what may take longer.
+func EventuallyIn(t testing.TB, d time.Duration, what string, condition func() bool) {
+	t.Helper()
+	if !within(d, condition) {
+		t.Fatalf("not in %v: %s", d, what)
 	}
 }
 

@@ -55,7 +55,7 @@ func (c *control) serve(lines *bufio.Scanner) error {
 //	stat             answers what the writer has felt so far
 //	laps             answers how long the writes took since it was asked last
 //	agent SIGNAL     send the agent STOP, CONT or KILL
-//	hold             start the agent again, with a hook that waits before each freeze
+//	hold             make each freeze wait in the agent's hook; the agent is started again if it has none
 //	held             answers yes while a freeze waits in the hook
 //	release          let the hook go, and every one after it
 func (c *control) do(words []string) (string, error) {
@@ -86,7 +86,11 @@ func (c *control) do(words []string) (string, error) {
 		if err := os.WriteFile(holdFile, nil, 0o600); err != nil {
 			return "", err
 		}
+		if c.agent.hook {
+			return "", nil
+		}
 		c.agent.stop()
+		c.agent.hook = true
 		return "", c.agent.start("-F/hook")
 	case "held":
 		if _, err := os.Stat(heldFile); err != nil {
@@ -117,7 +121,10 @@ func (c *control) begin(kind string, disks []string) (err error) {
 }
 
 // agent is the guest agent's process.
-type agent struct{ cmd *exec.Cmd }
+type agent struct {
+	cmd  *exec.Cmd
+	hook bool
+}
 
 func (a *agent) start(args ...string) error {
 	device, err := findPort(agentPort)
