@@ -195,8 +195,8 @@ func TestHostRights(t *testing.T) {
 			prefix + "DIRECT.GET." + messages.EventStream + "." + messages.EventSubject(testZone, testHost, "*", "*"),
 			messages.EventSubject(testZone, testHost, "*", "*"),
 			messages.ProgressSubject(testZone, testHost, "*"),
-			bucketSubject(messages.HostBucket, messages.HostKey(testZone, testHost)),
-			bucketSubject(messages.CatalogBucket, messages.CatalogKey(testZone, testHost, "*")),
+			BucketSubject(messages.HostBucket, messages.HostKey(testZone, testHost)),
+			BucketSubject(messages.CatalogBucket, messages.CatalogKey(testZone, testHost, "*")),
 		}},
 		Subscribe: &server.SubjectPermission{Allow: []string{HostInbox(testZone, testHost) + ".>"}},
 	}}

@@ -51,7 +51,7 @@ func (b *Bus) Host(ctx context.Context, zone, host string) (messages.HostInfo, e
 		return messages.HostInfo{}, err
 	}
 	key := messages.HostKey(zone, host)
-	m, err := b.last(ctx, bucketStream(messages.HostBucket), bucketSubject(messages.HostBucket, key))
+	m, err := b.last(ctx, bucketStream(messages.HostBucket), BucketSubject(messages.HostBucket, key))
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return messages.HostInfo{}, fmt.Errorf("host %s: %w", key, err)
 	}

@@ -17,14 +17,14 @@ const listTimeout = time.Minute
 // bucketStream and bucketSubject are where JetStream keeps a KV bucket (NATS ADR-8). Hosts
 // publish there directly: binding a bucket as a client needs STREAM.INFO, which shows every key.
 func bucketStream(bucket string) string       { return "KV_" + bucket }
-func bucketSubject(bucket, key string) string { return "$KV." + bucket + "." + key }
+func BucketSubject(bucket, key string) string { return "$KV." + bucket + "." + key }
 
 func putMsg(bucket, key string, value any) (*nats.Msg, error) {
 	data, err := json.Marshal(value)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
 	}
-	m := nats.NewMsg(bucketSubject(bucket, key))
+	m := nats.NewMsg(BucketSubject(bucket, key))
 	m.Data = data
 	m.Header.Set(jetstream.ExpectedStreamHeader, bucketStream(bucket))
 	return m, nil
@@ -32,7 +32,7 @@ func putMsg(bucket, key string, value any) (*nats.Msg, error) {
 
 // deleteMsg is the marker that clients of the bucket take for a deleted key.
 func deleteMsg(bucket, key string) *nats.Msg {
-	m := nats.NewMsg(bucketSubject(bucket, key))
+	m := nats.NewMsg(BucketSubject(bucket, key))
 	m.Header.Set(jetstream.ExpectedStreamHeader, bucketStream(bucket))
 	m.Header.Set("KV-Operation", "DEL")
 	return m

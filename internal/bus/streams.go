@@ -119,7 +119,7 @@ func (b *Bus) streams(zone string) []jetstream.StreamConfig {
 		hostsWrite(jetstream.StreamConfig{
 			Name:              bucketStream(messages.HostBucket),
 			Description:       "nasfleet: hosts that are alive",
-			Subjects:          []string{bucketSubject(messages.HostBucket, ">")},
+			Subjects:          []string{BucketSubject(messages.HostBucket, ">")},
 			MaxAge:            l.HostTTL,
 			Duplicates:        min(l.DedupWindow, l.HostTTL),
 			Replicas:          l.Replicas,
@@ -129,7 +129,7 @@ func (b *Bus) streams(zone string) []jetstream.StreamConfig {
 		hostsWrite(jetstream.StreamConfig{
 			Name:              bucketStream(messages.CatalogBucket),
 			Description:       "nasfleet: backups that exist",
-			Subjects:          []string{bucketSubject(messages.CatalogBucket, ">")},
+			Subjects:          []string{BucketSubject(messages.CatalogBucket, ">")},
 			Duplicates:        l.DedupWindow,
 			Replicas:          l.Replicas,
 			MaxMsgsPerSubject: 1,

@@ -65,8 +65,8 @@ func TestHostsCannotRemove(t *testing.T) {
 	}
 	subjects := map[string]string{
 		messages.EventStream:                 messages.EventSubject(testZone, "evil", "job", messages.KindAccepted),
-		bucketStream(messages.HostBucket):    bucketSubject(messages.HostBucket, "zone-a.evil"),
-		bucketStream(messages.CatalogBucket): bucketSubject(messages.CatalogBucket, "zone-a.evil.x"),
+		bucketStream(messages.HostBucket):    BucketSubject(messages.HostBucket, "zone-a.evil"),
+		bucketStream(messages.CatalogBucket): BucketSubject(messages.CatalogBucket, "zone-a.evil.x"),
 	}
 	for stream, subject := range subjects {
 		for header, value := range map[string]string{

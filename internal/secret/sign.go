@@ -77,11 +77,10 @@ func LoadOrCreateSigner(f Folder) (*Signer, error) {
 	if s, err = NewSigner(); err != nil {
 		return nil, err
 	}
-	seed, err := s.kp.Seed()
+	seed, err := s.kp.Seed() // the signer's own, not a copy
 	if err != nil {
 		return nil, fmt.Errorf("make a signing key: %w", err)
 	}
-	defer clear(seed)
 	if err := f.Create(SignKeyFile, seed); errors.Is(err, fs.ErrExist) {
 		return LoadSigner(f) // somebody was faster
 	} else if err != nil {

@@ -146,6 +146,11 @@ func TestSignerIsKept(t *testing.T) {
 	if err != nil || a.Public() != b.Public() {
 		t.Fatalf("%v, %s and %s", err, a.Public(), b.Public())
 	}
+	for _, s := range []*Signer{a, b} { // the one that was just made, too
+		if err := verifier(t, a.Public()).Verify(jobSubject, sign(t, s, jobSubject, "x"), []byte("x")); err != nil {
+			t.Error(err)
+		}
+	}
 	if err := f.Create(SignKeyFile, nil); !errors.Is(err, fs.ErrExist) {
 		t.Fatal(err)
 	}
