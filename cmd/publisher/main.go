@@ -49,6 +49,8 @@ type cli struct {
 	Replay   replayCmd   `cmd:"" help:"Run failed jobs again."`
 	Cancel   cancelCmd   `cmd:"" help:"End a job that waits or runs."`
 	Throttle throttleCmd `cmd:"" help:"Change the bandwidth limit of a job."`
+	Init     initCmd     `cmd:"" help:"Make the streams and buckets, or the configuration of a NATS server; --check says what differs."`
+	Host     hostCmd     `cmd:"" help:"Add hosts to the fleet, list them, revoke them."`
 	Hosts    hostsCmd    `cmd:"" help:"List the hosts that are alive."`
 	Signkey  signkeyCmd  `cmd:"" help:"Print the public key that hosts check commands with; makes it when there is none."`
 	Seal     sealCmd     `cmd:"" help:"Seal the passphrase on standard input for a host, for commands written by hand."`
@@ -82,6 +84,11 @@ func (a *app) with(ctx context.Context, fn func(m *fleet.Manager) error) error {
 	if err != nil {
 		return err
 	}
+	return a.withBus(ctx, cfg, func(b *bus.Bus) error { return fn(fleet.New(b, secret.NewFolder(a.Keys), a.log)) })
+}
+
+// withBus runs fn with a connection of its own.
+func (a *app) withBus(ctx context.Context, cfg bus.Config, fn func(b *bus.Bus) error) error {
 	b, err := bus.Connect(ctx, cfg)
 	if err != nil {
 		if fleet.ClassOf(err) == fleet.Failed { // a context or a credentials file that is not there
@@ -90,7 +97,7 @@ func (a *app) with(ctx context.Context, fn func(m *fleet.Manager) error) error {
 		return err
 	}
 	defer b.Close()
-	return fn(fleet.New(b, secret.NewFolder(a.Keys), a.log))
+	return fn(b)
 }
 
 // busConfig says how to reach NATS. Commands are signed where the publisher has a key for it.

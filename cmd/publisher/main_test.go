@@ -56,7 +56,9 @@ func setUp(env *testscript.Env) error {
 	env.Setenv("NASFLEET_NATS", f.URL)
 	env.Setenv("NASFLEET_KEYS", filepath.Join(env.WorkDir, "keys"))
 	env.Setenv("PASSPHRASE", fleettest.Passphrase)
-	return nil
+	info, err := f.Bus.Host(context.Background(), "z1", "h1")
+	env.Setenv("SEALKEY", info.SealKey)
+	return err
 }
 
 func startFleet() (*fleettest.Fleet, error) {

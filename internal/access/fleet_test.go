@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -35,7 +34,6 @@ type testFleet struct {
 	dir     string
 	server  *server.Server
 	url     string
-	mu      sync.Mutex
 	creds   map[string]string
 	sealers map[string]*secret.Key
 	publish *bus.Bus

@@ -14,9 +14,11 @@ import (
 // listTimeout bounds reading a bucket where the caller has no deadline.
 const listTimeout = time.Minute
 
-// bucketStream and bucketSubject are where JetStream keeps a KV bucket (NATS ADR-8). Hosts
-// publish there directly: binding a bucket as a client needs STREAM.INFO, which shows every key.
-func bucketStream(bucket string) string       { return "KV_" + bucket }
+// bucketStream is the stream in which JetStream keeps a KV bucket (NATS ADR-8).
+func bucketStream(bucket string) string { return "KV_" + bucket }
+
+// BucketSubject is where a key of a KV bucket is kept. Hosts publish there directly: binding a bucket
+// as a client needs STREAM.INFO, which shows every key.
 func BucketSubject(bucket, key string) string { return "$KV." + bucket + "." + key }
 
 func putMsg(bucket, key string, value any) (*nats.Msg, error) {

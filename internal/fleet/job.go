@@ -24,6 +24,9 @@ type Job struct {
 // ID returns the job's id.
 func (j *Job) ID() string { return j.Command.Head().JobID }
 
+// seals says that a passphrase is sealed into the command when it is published.
+func (j *Job) seals() bool { return j.passphrase != nil }
+
 // newHeader begins a command; an empty id makes a new one. The timeout is the job's, 0 the host's.
 func newHeader(t messages.Type, id string, attempts int, timeout time.Duration) (messages.Header, error) {
 	if id == "" {

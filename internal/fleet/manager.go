@@ -44,6 +44,9 @@ func (m *Manager) Seal(ctx context.Context, zone, host string, r *Passphrases, f
 		return "", err
 	}
 	info, err := m.host(ctx, zone, host)
+	if err == nil {
+		err = m.pinned(zone, host, info.SealKey)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -8,17 +8,28 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// ensure creates the streams of the jobs' zones where they are missing.
+// ensure creates the streams of the jobs' zones where they are missing, and the queues of their
+// hosts, as far as these were added: such a host may not make its own.
 func (m *Manager) ensure(ctx context.Context, jobs []*Job) error {
-	done := map[string]bool{}
+	added, err := m.addedHosts()
+	if err != nil {
+		return err
+	}
+	zones := map[string][]string{}
 	for _, j := range jobs {
-		if done[j.Zone] {
-			continue
+		hosts := zones[j.Zone]
+		if added[messages.HostKey(j.Zone, j.Host)] {
+			hosts = append(hosts, j.Host)
 		}
-		if err := m.bus.EnsureZone(ctx, j.Zone); err != nil {
+		zones[j.Zone] = hosts
+	}
+	for zone, hosts := range zones {
+		if err := m.bus.EnsureZone(ctx, zone); err != nil {
 			return err
 		}
-		done[j.Zone] = true
+		if err := m.bus.EnsureQueues(ctx, zone, hosts); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -36,6 +47,10 @@ func (m *Manager) publish(ctx context.Context, r *run) error {
 	)
 	for i, j := range r.jobs() {
 		key, alive := keys[messages.HostKey(j.Zone, j.Host)]
+		if err := m.checkPin(j, key, alive); err != nil {
+			r.sent(i, false, err)
+			continue
+		}
 		if j.passphrase != nil {
 			err := unknownHost(j.Zone, j.Host)
 			if alive {
