@@ -7,7 +7,7 @@ LINT_VERSION := v2.15.0
 LINT := .tools/golangci-lint-$(LINT_VERSION)
 FUZZTIME ?= 20s
 
-.PHONY: help build deps demo test race lint fuzz bench generate clean
+.PHONY: help build deps demo test test-ceph race lint fuzz bench generate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,10 +25,13 @@ test: deps ## run every test, unit and integration, against the real parts (root
 race: deps ## the same under the race detector
 	go test -race -tags $(TAGS) -timeout 45m -count=1 ./...
 
+test-ceph: deps-ceph ## back up RBD disks of a real one-node Ceph cluster (root)
+	go test -tags $(TAGS),ceph -timeout 20m -count=1 -run '^TestCeph$$' -v ./tests/integration
+
 lint: $(LINT) ## gofmt, go vet, golangci-lint
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not gofmt-ed:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
-	go vet -tags $(TAGS) ./...
-	$(LINT) run --build-tags $(TAGS) ./...
+	go vet -tags $(TAGS),ceph ./...
+	$(LINT) run --build-tags $(TAGS),ceph ./...
 
 fuzz: ## run each fuzz test for FUZZTIME
 	scripts/fuzz.sh $(FUZZTIME)
@@ -42,10 +45,11 @@ generate: ## write the JSON Schemas in docs/schema from the types
 clean: ## remove what was built
 	rm -rf bin .tools
 
-.PHONY: deps-build deps-demo deps-bench
+.PHONY: deps-build deps-demo deps-bench deps-ceph
 deps: ; @scripts/deps.sh build run test ## install what the tests need (apt)
 deps-build: ; @scripts/deps.sh build
 deps-demo: ; @scripts/deps.sh build run
+deps-ceph: ; @scripts/deps.sh build run test ceph
 deps-bench: ; @scripts/deps.sh build run test bench
 
 $(LINT):

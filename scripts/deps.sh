@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the packages that a target needs and that are missing: deps.sh build run test bench.
+# Installs the packages that a target needs and that are missing: deps.sh build run test bench ceph.
 # On a system without apt it prints their names and stops.
 set -euo pipefail
 
@@ -10,6 +10,7 @@ packages_for() {
     test) echo qemu-system-x86 qemu-block-extra libvirt-daemon-system libvirt-daemon-driver-qemu \
       libvirt-clients cryptsetup-bin libnbd-bin sshfs openssh-server openssh-client util-linux ;;
     bench) echo virtnbdbackup ;;
+    ceph) echo ceph-mon ceph-osd ceph-common ;;
     *) echo "deps.sh: no such group: $1" >&2; exit 2 ;;
   esac
 }

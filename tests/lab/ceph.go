@@ -1,0 +1,145 @@
+package lab
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Ceph is a cluster of one monitor and one OSD on loopback, without authentication, with one pool.
+type Ceph struct {
+	// Pool is the pool's name.
+	Pool string
+	// ClientConf is a configuration for clients of any user.
+	ClientConf string
+	dir, conf  string
+}
+
+// cephConf keeps everything in one folder (%[1]s) and one copy of each object. The monitor's port
+// is %[2]d. The OSD's device is a sparse file of 4 GiB.
+const cephConf = `[global]
+fsid = 6b9c2a52-5c3c-4c55-9c0e-1f1d6a9c7a10
+mon host = v2:127.0.0.1:%[2]d
+public addr = 127.0.0.1
+auth cluster required = none
+auth service required = none
+auth client required = none
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 8
+osd crush chooseleaf type = 0
+mon allow pool size one = true
+mon data avail crit = 1
+mon data = %[1]s/mon
+osd data = %[1]s/osd
+run dir = %[1]s/run
+admin socket = %[1]s/run/$name.asok
+log file = %[1]s/$name.log
+bluestore block size = 4294967296
+bluestore block create = true
+osd memory target = 939524096
+`
+
+const cephClientConf = `[global]
+mon host = v2:127.0.0.1:%d
+auth client required = none
+`
+
+// cephPatience bounds each step; a client that finds no cluster would wait for ever.
+const cephPatience = time.Minute
+
+// CephCluster starts a cluster. It ends with the test.
+func CephCluster(t testing.TB) *Ceph {
+	t.Helper()
+	c := &Ceph{Pool: "vms", dir: Dir(t)}
+	c.conf, c.ClientConf = filepath.Join(c.dir, "ceph.conf"), filepath.Join(c.dir, "client.conf")
+	for _, dir := range []string{"mon", "osd", "run"} {
+		if err := os.Mkdir(filepath.Join(c.dir, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	port := freePort(t)
+	for path, text := range map[string]string{
+		c.conf: fmt.Sprintf(cephConf, c.dir, port), c.ClientConf: fmt.Sprintf(cephClientConf, port),
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	monmap := filepath.Join(c.dir, "monmap")
+	Run(t, "monmaptool", "--create", "--fsid", "6b9c2a52-5c3c-4c55-9c0e-1f1d6a9c7a10", "--addv", "a", fmt.Sprintf("[v2:127.0.0.1:%d]", port), monmap)
+	c.bounded(t, "ceph-mon", "--id", "a", "--mkfs", "--monmap", monmap)
+	c.start(t, "ceph-mon", "--id", "a", "--foreground")
+	Eventually(t, "the monitor answers", func() bool {
+		_, err := Try(t, "timeout", "5", "ceph", "--conf", c.conf, "osd", "stat")
+		return err == nil
+	})
+	uuid := strings.TrimSpace(read(t, "/proc/sys/kernel/random/uuid"))
+	c.bounded(t, "ceph", "osd", "new", uuid)
+	c.bounded(t, "ceph-osd", "--id", "0", "--mkfs", "--osd-uuid", uuid)
+	c.start(t, "ceph-osd", "--id", "0", "--foreground")
+	Eventually(t, "the OSD is up", func() bool {
+		out, err := Try(t, "timeout", "5", "ceph", "--conf", c.conf, "osd", "stat")
+		return err == nil && strings.Contains(out, "1 up")
+	})
+	c.bounded(t, "ceph", "osd", "pool", "create", c.Pool, "8")
+	return c
+}
+
+// Import makes an RBD image of a raw one.
+func (c *Ceph) Import(t testing.TB, raw, image string) {
+	t.Helper()
+	c.bounded(t, "rbd", "import", "--no-progress", raw, c.Pool+"/"+image)
+}
+
+// Export writes an RBD image to a raw file.
+func (c *Ceph) Export(t testing.TB, image, raw string) {
+	t.Helper()
+	c.bounded(t, "rbd", "export", "--no-progress", c.Pool+"/"+image, raw)
+}
+
+// DiskXML is the disk of a VM that lies in an image.
+func (c *Ceph) DiskXML(image, target string) string {
+	return fmt.Sprintf(`<disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='rbd' name='%s/%s'><config file='%s'/></source><target dev='%s' bus='virtio'/></disk>`,
+		c.Pool, image, c.ClientConf, target)
+}
+
+func (c *Ceph) bounded(t testing.TB, program string, args ...string) {
+	t.Helper()
+	Tool(t, program)
+	Run(t, "timeout", append([]string{strconv.Itoa(int(cephPatience.Seconds())), program, "--conf", c.conf}, args...)...)
+}
+
+func (c *Ceph) start(t testing.TB, program string, args ...string) {
+	t.Helper()
+	var output bytes.Buffer
+	cmd := exec.Command(Tool(t, program), append([]string{"--conf", c.conf}, args...)...) //nolint:noctx // the test ends it
+	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed, and says so
+		if t.Failed() {
+			t.Logf("%s: %s", program, output.Bytes())
+		}
+	})
+}
+
+func read(t testing.TB, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
