@@ -119,6 +119,8 @@ func printOutcome(w io.Writer, e messages.Event) {
 func outcome(e messages.Event) string {
 	took := seconds(e.Seconds)
 	switch {
+	case e.Type == messages.TypeRekey:
+		return fmt.Sprintf("backup %s of %s has another passphrase, %s", e.BackupID, e.VM, took)
 	case e.Backup != nil:
 		return fmt.Sprintf("backup %s of %s: %s stored of %s data, %s, %s",
 			e.Backup.ID, e.Backup.VM, size(e.Backup.StoredBytes), size(e.Backup.DataBytes), features(*e.Backup), took)

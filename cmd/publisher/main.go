@@ -52,6 +52,8 @@ type cli struct {
 	Init     initCmd     `cmd:"" help:"Make the streams and buckets, or the configuration of a NATS server; --check says what differs."`
 	Host     hostCmd     `cmd:"" help:"Add hosts to the fleet, list them, revoke them."`
 	Hosts    hostsCmd    `cmd:"" help:"List the hosts that are alive."`
+	Zone     zoneCmd     `cmd:"" help:"Settings and passphrases of the zones."`
+	Rekey    rekeyCmd    `cmd:"" help:"Put another passphrase on a stored backup; its data is not copied."`
 	Signkey  signkeyCmd  `cmd:"" help:"Print the public key that hosts check commands with; makes it when there is none."`
 	Seal     sealCmd     `cmd:"" help:"Seal the passphrase on standard input for a host, for commands written by hand."`
 }
@@ -84,7 +86,11 @@ func (a *app) with(ctx context.Context, fn func(m *fleet.Manager) error) error {
 	if err != nil {
 		return err
 	}
-	return a.withBus(ctx, cfg, func(b *bus.Bus) error { return fn(fleet.New(b, secret.NewFolder(a.Keys), a.log)) })
+	return a.withBus(ctx, cfg, func(b *bus.Bus) error {
+		m := fleet.New(b, secret.NewFolder(a.Keys), a.log)
+		defer m.Wipe()
+		return fn(m)
+	})
 }
 
 // withBus runs fn with a connection of its own.

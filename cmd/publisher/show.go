@@ -41,6 +41,12 @@ func printBackup(w io.Writer, e messages.CatalogEntry) error {
 	t.row("created", stamp(e.CreatedAt))
 	t.row("mode", string(e.Mode))
 	t.row("features", features(e))
+	if e.Revision != "" {
+		t.row("passphrase", e.Revision)
+	}
+	if e.RecoveryRevision != "" {
+		t.row("recovery", e.RecoveryRevision)
+	}
 	t.row("size", size(e.VirtualBytes))
 	t.row("data", size(e.DataBytes))
 	t.row("stored", size(e.StoredBytes)+ratio(e))

@@ -21,16 +21,20 @@ type Difference struct {
 }
 
 // Audit compares the streams and buckets of a zone, and the queues of hosts in it, with what
-// EnsureZone and EnsureQueues would make of the same Layout. It changes nothing.
+// EnsureZone and EnsureQueues would make of the same Layout, and the bucket of the zones' settings where
+// it exists. It changes nothing.
 func (b *Bus) Audit(ctx context.Context, zone string, hosts []string) ([]Difference, error) {
 	if err := messages.CheckLabel("zone", zone); err != nil {
 		return nil, err
 	}
 	var all []Difference
-	for _, want := range b.streams(zone) {
+	for _, want := range append(b.streams(zone), b.zoneBucket()) {
 		bound, cancel := context.WithTimeout(ctx, b.cfg.Timeout)
 		have, err := b.js.Stream(bound, want.Name)
 		cancel()
+		if errors.Is(err, jetstream.ErrStreamNotFound) && want.Name == bucketStream(messages.ZoneBucket) {
+			continue // made when something is set for a zone
+		}
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			all = append(all, missing("stream "+want.Name))
 			continue

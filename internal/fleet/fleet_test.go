@@ -175,7 +175,7 @@ func TestJobsForHostsThatAreNotThere(t *testing.T) {
 
 	// What has to be sealed cannot wait: there is no key to seal it with.
 	sealed, err := TakeJob(Source{Zone: "z1", Host: "absent1", VM: "web"},
-		TakeSettings{RepositorySettings: nas(), Encrypt: true, PassphraseFile: "-"}, passphrases())
+		TakeSettings{RepositorySettings: nas(), Encrypt: new(true), PassphraseFile: "-"}, passphrases())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestJobsForHostsThatAreNotThere(t *testing.T) {
 
 func TestSealedForItsHostOnly(t *testing.T) {
 	m, _, _ := start(t)
-	settings := TakeSettings{RepositorySettings: nas(), Encrypt: true, PassphraseFile: "-"}
+	settings := TakeSettings{RepositorySettings: nas(), Encrypt: new(true), PassphraseFile: "-"}
 	job, err := TakeJob(Source{Zone: "z1", Host: "h1", VM: "web"}, settings, passphrases())
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +209,7 @@ func TestSealedForItsHostOnly(t *testing.T) {
 	// By hand, for the host and for another.
 	for host, want := range map[string]messages.Code{"z1/h1": "", "z2/h2": messages.CodePassphraseForeign} {
 		zone, name, _ := strings.Cut(host, "/")
-		byHand := TakeSettings{RepositorySettings: nas(), Encrypt: true, Detail: map[string]string{messages.DetailPassphrase: sealed}}
+		byHand := TakeSettings{RepositorySettings: nas(), Encrypt: new(true), Detail: map[string]string{messages.DetailPassphrase: sealed}}
 		job, err := TakeJob(Source{Zone: zone, Host: name, VM: "web"}, byHand, passphrases())
 		if err != nil {
 			t.Fatal(err)

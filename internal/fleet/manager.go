@@ -17,10 +17,11 @@ type Manager struct {
 	bus  *bus.Bus
 	keys secret.Folder
 	log  zerolog.Logger
+	book vault
 }
 
 // New returns a Manager on b with the publisher's keys. Warnings, such as a host that is not there,
-// go to log.
+// go to log. The caller calls Wipe when it is done with it.
 func New(b *bus.Bus, keys secret.Folder, log zerolog.Logger) *Manager {
 	return &Manager{bus: b, keys: keys, log: log}
 }
@@ -50,11 +51,10 @@ func (m *Manager) Seal(ctx context.Context, zone, host string, r *Passphrases, f
 	if err != nil {
 		return "", err
 	}
-	job := &Job{Zone: zone, Host: host, Command: &messages.TakeBackup{}, passphrase: p}
-	if err := job.seal(info.SealKey); err != nil {
-		return "", err
-	}
-	return detailsOf(job.Command).Passphrase, nil
+	var sealed string
+	job := &Job{Zone: zone, Host: host, sealings: []sealing{{p, &sealed}}}
+	err = job.seal(info.SealKey)
+	return sealed, err
 }
 
 func (m *Manager) host(ctx context.Context, zone, host string) (messages.HostInfo, error) {

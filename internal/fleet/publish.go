@@ -51,7 +51,7 @@ func (m *Manager) publish(ctx context.Context, r *run) error {
 			r.sent(i, false, err)
 			continue
 		}
-		if j.passphrase != nil {
+		if alive || !j.sealed() {
 			err := unknownHost(j.Zone, j.Host)
 			if alive {
 				err = j.seal(key)

@@ -61,7 +61,7 @@ func (m *Manager) PlanReplay(ctx context.Context, s ReplaySettings) ([]Replay, e
 	for i, r := range records {
 		if why := r.leftOut(); why != "" {
 			plan[i] = Replay{Old: r.JobInfo, LeftOut: why}
-		} else if plan[i], err = r.replay(); err != nil {
+		} else if plan[i], err = m.replay(ctx, r); err != nil {
 			return nil, err
 		}
 	}
@@ -94,7 +94,7 @@ func (m *Manager) replayNamed(ctx context.Context, s ReplaySettings) ([]Replay, 
 	}
 	plan := make([]Replay, len(records))
 	for i, r := range records {
-		if plan[i], err = r.replay(); err != nil {
+		if plan[i], err = m.replay(ctx, r); err != nil {
 			return nil, err
 		}
 	}
@@ -135,8 +135,9 @@ func (r *record) leftOut() string {
 // gone says that only events are left of the job.
 func (r *record) gone() bool { return r.CommandError == commandGone }
 
-// replay makes the new job. The command is as it was, a sealed passphrase too.
-func (r *record) replay() (Replay, error) {
+// replay makes the new job. The command is as it was; a passphrase that the publisher can open is sealed
+// again when it is published, because the host may have another key by now.
+func (m *Manager) replay(ctx context.Context, r *record) (Replay, error) {
 	id := r.ReplayedAs
 	if id == "" {
 		var err error
@@ -151,7 +152,30 @@ func (r *record) replay() (Replay, error) {
 	old := r.cmd.Head()
 	old.JobID, old.IssuedAt, old.Replays = head.JobID, head.IssuedAt, r.JobID
 	job := &Job{Zone: r.Zone, Host: r.Host, Command: withHead(r.cmd, old), chosenID: true}
+	m.sealAgain(ctx, job)
 	return Replay{Old: r.JobInfo, Job: job}, job.check()
+}
+
+// sealAgain has the passphrases of a command that its zone keeps sealed when it is published. Those that
+// cannot be opened here stay as they are sealed.
+func (m *Manager) sealAgain(ctx context.Context, j *Job) {
+	d := detailsOf(j.Command)
+	if d == nil {
+		return
+	}
+	again := func(revision string, into *string) {
+		if revision == "" || *into == "" {
+			return
+		}
+		if p, err := m.kept(ctx, j.Zone, revision); err == nil {
+			j.sealings = append(j.sealings, sealing{p, into})
+		}
+	}
+	again(d.Revision, &d.Passphrase)
+	again(d.RecoveryRevision, &d.Recovery)
+	if c, ok := j.Command.(*messages.RekeyBackup); ok {
+		again(c.OldRevision, &c.OldPassphrase)
+	}
 }
 
 // replayID is the id of the one job that replays another: a ULID of the time when the old one's

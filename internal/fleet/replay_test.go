@@ -135,7 +135,7 @@ func TestJobsAreListed(t *testing.T) {
 
 func TestReplayTwiceIsOneJob(t *testing.T) {
 	m, f, _ := start(t)
-	settings := TakeSettings{RepositorySettings: nas(), Encrypt: true, Compress: true, PassphraseFile: "-", Attempts: 2}
+	settings := TakeSettings{RepositorySettings: nas(), Encrypt: new(true), Compress: new(true), PassphraseFile: "-", Attempts: 2}
 	old, err := TakeJob(Source{Zone: "z1", Host: "h1", VM: "down"}, settings, passphrases())
 	if err != nil {
 		t.Fatal(err)
@@ -318,7 +318,7 @@ func TestHostileCommands(t *testing.T) {
 
 func TestStory(t *testing.T) {
 	m, f, _ := start(t)
-	settings := TakeSettings{RepositorySettings: nas(), Encrypt: true, PassphraseFile: "-"}
+	settings := TakeSettings{RepositorySettings: nas(), Encrypt: new(true), PassphraseFile: "-"}
 	job, err := TakeJob(Source{Zone: "z1", Host: "h1", VM: "flaky"}, settings, passphrases())
 	if err != nil {
 		t.Fatal(err)

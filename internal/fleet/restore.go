@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
@@ -18,7 +17,7 @@ type BackupSettings struct {
 
 // ReadSettings are of the jobs that read a backup's data.
 type ReadSettings struct {
-	PassphraseFile string        `help:"File that holds the backup's passphrase, - for standard input." placeholder:"FILE"`
+	PassphraseFile string        `help:"File that holds the backup's passphrase, - for standard input; the one kept for it if left out." placeholder:"FILE"`
 	Bandwidth      int           `help:"Limit of the job, all its disks together; 0 is none." placeholder:"MIB/S"`
 	Timeout        time.Duration `help:"How long the job may take, all attempts together, such as 2h; 0 is the host's limit." placeholder:"DURATION"`
 }
@@ -48,7 +47,7 @@ func (m *Manager) RestoreJob(ctx context.Context, s RestoreSettings, r *Passphra
 	if err != nil {
 		return nil, err
 	}
-	return s.job(entry, &messages.RestoreBackup{
+	return m.reading(ctx, s.BackupSettings, entry, &messages.RestoreBackup{
 		Header: head, Backup: entry.Ref(), Disks: s.Disk, ToDir: s.To, Format: s.Format, ToVM: s.ToVM,
 		Define: s.Define, Force: s.Force, Details: messages.Details{BandwidthLimit: s.Bandwidth},
 	}, s.PassphraseFile, r)
@@ -64,7 +63,7 @@ func (m *Manager) VerifyJob(ctx context.Context, b BackupSettings, s ReadSetting
 	if err != nil {
 		return nil, err
 	}
-	return b.job(entry, &messages.VerifyBackup{
+	return m.reading(ctx, b, entry, &messages.VerifyBackup{
 		Header: head, Backup: entry.Ref(), Details: messages.Details{BandwidthLimit: s.Bandwidth},
 	}, s.PassphraseFile, r)
 }
@@ -79,23 +78,22 @@ func (m *Manager) DeleteJob(ctx context.Context, b BackupSettings) (*Job, error)
 	if err != nil {
 		return nil, err
 	}
-	entry.Encrypted = false // nothing of it is read
-	return b.job(entry, &messages.DeleteBackup{Header: head, Backup: entry.Ref()}, "", nil)
+	job := &Job{Zone: b.zone(entry), Host: b.host(entry), Command: &messages.DeleteBackup{Header: head, Backup: entry.Ref()}, chosenID: b.JobID != ""}
+	return job, job.check()
 }
 
-// job addresses a command that reads a backup. The passphrase of one that is not encrypted stays here.
-func (b BackupSettings) job(entry messages.CatalogEntry, cmd messages.Command, file string, r *Passphrases) (*Job, error) {
+// reading addresses a command that reads a backup. The passphrase of one that is not encrypted stays here.
+func (m *Manager) reading(ctx context.Context, b BackupSettings, entry messages.CatalogEntry, cmd messages.Command, file string, r *Passphrases) (*Job, error) {
 	job := &Job{Zone: b.zone(entry), Host: b.host(entry), Command: cmd, chosenID: b.JobID != ""}
 	if entry.Encrypted {
-		if file == "" {
-			return nil, &Error{
-				Class: Usage, Err: fmt.Errorf("backup %s is encrypted and there is no passphrase", entry.ID),
-				Hint: "Give the passphrase it was taken with (--passphrase-file FILE, or - for standard input).",
-			}
-		}
-		var err error
-		if job.passphrase, err = r.Read(file); err != nil {
+		p, err := m.opener(ctx, entry, file, r)
+		if err != nil {
 			return nil, err
+		}
+		d := detailsOf(cmd)
+		job.sealings = append(job.sealings, sealing{p, &d.Passphrase})
+		if file == "" {
+			d.Revision = entry.Revision
 		}
 	}
 	return job, job.check()

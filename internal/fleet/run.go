@@ -49,6 +49,9 @@ type Observer interface {
 // Send publishes the jobs; the results tell the fate of each. The error is about all of them.
 func (m *Manager) Send(ctx context.Context, jobs []*Job, o Observer) ([]Result, error) {
 	r := newRun(jobs, o)
+	if err := m.Fill(ctx, jobs); err != nil {
+		return r.results, err
+	}
 	if err := m.ensure(ctx, jobs); err != nil {
 		return r.results, err
 	}
@@ -59,6 +62,9 @@ func (m *Manager) Send(ctx context.Context, jobs []*Job, o Observer) ([]Result, 
 // ends first the error is of class Interrupted; what was published goes on.
 func (m *Manager) Run(ctx context.Context, jobs []*Job, o Observer) ([]Result, error) {
 	r := newRun(jobs, o)
+	if err := m.Fill(ctx, jobs); err != nil {
+		return r.results, err
+	}
 	if err := m.ensure(ctx, jobs); err != nil {
 		return r.results, err
 	}

@@ -27,7 +27,7 @@ func nas() RepositorySettings { return RepositorySettings{Repo: "/nas"} }
 func TestTakeJobMakesTheCommand(t *testing.T) {
 	job, err := TakeJob(Source{Zone: "z1", Host: "h1", Images: []string{"/a", "/b"}, ImageFormat: "raw"}, TakeSettings{
 		RepositorySettings: RepositorySettings{RepoType: "nfs", RepoAddress: "s:/e", RepoOptions: "ro", BackupPath: "t/1"},
-		Compress:           true, CompressionType: "zlib", Encrypt: true, PassphraseFile: "-", Bandwidth: 7, Verify: true,
+		Compress:           new(true), CompressionType: "zlib", Encrypt: new(true), PassphraseFile: "-", Bandwidth: new(7), Verify: new(true),
 		Quiesce: "true", Mode: "auto", Detail: map[string]string{"bandwidth_limit": "7"}, Attempts: 4,
 	}, passphrases())
 	if err != nil {
@@ -44,7 +44,7 @@ func TestTakeJobMakesTheCommand(t *testing.T) {
 		t.Error(diff)
 	}
 	// The passphrase is not in the command before it is sealed, and a job does not print it.
-	if s := fmt.Sprintf("%+v %#v", job, job.passphrase); strings.Contains(s, "battery") {
+	if s := fmt.Sprintf("%+v %#v", job, job.sealings); strings.Contains(s, "battery") {
 		t.Error(s)
 	}
 	if _, err := messages.Encode(job.Command); messages.CodeOf(err) != messages.CodePassphraseMissing {
@@ -60,14 +60,13 @@ func TestTakeJobRefuses(t *testing.T) {
 		"no repository":              {TakeSettings{}, "no repository"},
 		"no address":                 {TakeSettings{RepositorySettings: RepositorySettings{RepoType: "nfs"}}, "no repository"},
 		"two repositories":           {TakeSettings{RepositorySettings: RepositorySettings{Repo: "/a", RepoAddress: "b"}}, "goes without"},
-		"encryption in the open":     {TakeSettings{RepositorySettings: nas(), Encrypt: true}, "passphrase_missing"},
-		"passphrase for nothing":     {TakeSettings{RepositorySettings: nas(), PassphraseFile: "-"}, "no encryption"},
-		"two passphrases":            {TakeSettings{RepositorySettings: nas(), Encrypt: true, PassphraseFile: "-", Detail: map[string]string{"encryption_passphrase": "sealed1.x"}}, "contradict"},
-		"plain passphrase":           {TakeSettings{RepositorySettings: nas(), Encrypt: true, Detail: map[string]string{"encryption_passphrase": "hunter2"}}, "plain text"},
+		"passphrase for nothing":     {TakeSettings{RepositorySettings: nas(), PassphraseFile: "-", Encrypt: new(false)}, "no encryption"},
+		"two passphrases":            {TakeSettings{RepositorySettings: nas(), Encrypt: new(true), PassphraseFile: "-", Detail: map[string]string{"encryption_passphrase": "sealed1.x"}}, "contradict"},
+		"plain passphrase":           {TakeSettings{RepositorySettings: nas(), Encrypt: new(true), Detail: map[string]string{"encryption_passphrase": "hunter2"}}, "plain text"},
 		"unknown detail":             {TakeSettings{RepositorySettings: nas(), Detail: map[string]string{"encrypted": "true"}}, `unknown detail "encrypted"`},
-		"contradiction":              {TakeSettings{RepositorySettings: nas(), Compress: true, Detail: map[string]string{"compression": "false"}}, "contradicts a flag"},
+		"contradiction":              {TakeSettings{RepositorySettings: nas(), Compress: new(true), Detail: map[string]string{"compression": "false"}}, "contradicts a flag"},
 		"unknown compression":        {TakeSettings{RepositorySettings: nas(), CompressionType: "lz4"}, "compression_type"},
-		"bandwidth below 0":          {TakeSettings{RepositorySettings: nas(), Bandwidth: -1}, "bandwidth_limit"},
+		"bandwidth below 0":          {TakeSettings{RepositorySettings: nas(), Bandwidth: new(-1)}, "bandwidth_limit"},
 		"path out of the repository": {TakeSettings{RepositorySettings: RepositorySettings{Repo: "/nas", BackupPath: "../x"}}, "backup_path"},
 	} {
 		_, err := TakeJob(Source{Zone: "z1", Host: "h1", VM: "v"}, s.settings, passphrases())
@@ -81,9 +80,12 @@ func TestTakeJobRefuses(t *testing.T) {
 // command is refused.
 func TestDetailsNeverLoseAFeature(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s := TakeSettings{
-			Compress: rapid.Bool().Draw(t, "compress"), Encrypt: rapid.Bool().Draw(t, "encrypt"),
-			Verify: rapid.Bool().Draw(t, "verify"), Bandwidth: rapid.IntRange(0, 3).Draw(t, "bandwidth"), PassphraseFile: "-",
+		s := TakeSettings{PassphraseFile: "-"}
+		for name, flag := range map[string]**bool{"compress": &s.Compress, "encrypt": &s.Encrypt, "verify": &s.Verify} {
+			*flag = rapid.SampledFrom([]*bool{nil, new(true), new(false)}).Draw(t, name)
+		}
+		if limit := rapid.IntRange(-1, 3).Draw(t, "bandwidth"); limit >= 0 {
+			s.Bandwidth = &limit
 		}
 		for _, key := range []string{messages.DetailCompression, messages.DetailEncryption, messages.DetailIntegrityCheck} {
 			if v := rapid.SampledFrom([]string{"", "true", "false"}).Draw(t, key); v != "" {
@@ -93,23 +95,33 @@ func TestDetailsNeverLoseAFeature(t *testing.T) {
 		if v := rapid.IntRange(-1, 3).Draw(t, "limit"); v >= 0 {
 			s.Detail = merge(s.Detail, messages.DetailBandwidthLimit, fmt.Sprint(v))
 		}
-		got, err := s.details()
+		got, given, err := s.details()
 		if err != nil {
 			if ClassOf(err) != Usage {
 				t.Fatal(err)
 			}
 			return
 		}
-		want := messages.Details{
-			Compression: s.Compress || s.Detail[messages.DetailCompression] == "true",
-			Encryption:  s.Encrypt || s.Detail[messages.DetailEncryption] == "true", IntegrityCheck: s.Verify || s.Detail[messages.DetailIntegrityCheck] == "true",
-			BandwidthLimit: s.Bandwidth,
+		for _, f := range []struct {
+			key  string
+			flag *bool
+			got  bool
+		}{
+			{messages.DetailCompression, s.Compress, got.Compression}, {messages.DetailEncryption, s.Encrypt, got.Encryption},
+			{messages.DetailIntegrityCheck, s.Verify, got.IntegrityCheck},
+		} {
+			detail, inDetail := s.Detail[f.key]
+			want := f.flag != nil && *f.flag || detail == "true"
+			if f.got != want || given[f.key] != (f.flag != nil || inDetail) {
+				t.Fatalf("%s is %t and given %t, want %t", f.key, f.got, given[f.key], want)
+			}
 		}
-		if s.Bandwidth == 0 {
-			_, _ = fmt.Sscan(s.Detail[messages.DetailBandwidthLimit], &want.BandwidthLimit)
+		want := 0
+		if _, err := fmt.Sscan(s.Detail[messages.DetailBandwidthLimit], &want); err != nil && s.Bandwidth != nil {
+			want = *s.Bandwidth
 		}
-		if got != want {
-			t.Fatalf("got %v, want %v", got, want)
+		if got.BandwidthLimit != want {
+			t.Fatalf("a limit of %d, want %d", got.BandwidthLimit, want)
 		}
 	})
 }
@@ -124,7 +136,7 @@ func merge(m map[string]string, key, value string) map[string]string {
 }
 
 func TestTargetsOverrideWithoutTouchingEachOther(t *testing.T) {
-	base := TakeSettings{RepositorySettings: nas(), Compress: true, Detail: map[string]string{"bandwidth_limit": "7"}}
+	base := TakeSettings{RepositorySettings: nas(), Compress: new(true), Detail: map[string]string{"bandwidth_limit": "7"}}
 	jobs, err := parseTargets([]byte(`
 - {vm: a, overrides: &slow {compress: false, detail: {bandwidth_limit: 1, integrity_check: true}, mode: "auto"}}
 - {vm: b}
@@ -165,7 +177,7 @@ func FuzzTargets(f *testing.F) {
 			return
 		}
 		for _, job := range jobs {
-			if _, err := messages.Encode(job.Command); err != nil {
+			if err := job.check(); err != nil {
 				t.Fatalf("a job that cannot travel: %v", err)
 			}
 		}

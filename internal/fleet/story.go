@@ -91,8 +91,11 @@ func (h history) one(id string) (*record, error) {
 // with a password in its mount options is refused as unreadable.
 func redacted(cmd messages.Command) messages.Command {
 	c := withHead(cmd, cmd.Head())
-	if d := detailsOf(c); d != nil && d.Passphrase != "" {
-		d.Passphrase = "(sealed)"
+	if d := detailsOf(c); d != nil {
+		*d = d.Redacted()
+	}
+	if r, ok := c.(*messages.RekeyBackup); ok && r.OldPassphrase != "" {
+		r.OldPassphrase = "(sealed)"
 	}
 	return c
 }
@@ -113,6 +116,10 @@ func withHead(cmd messages.Command, head messages.Header) messages.Command {
 		n.Header = head
 		return &n
 	case *messages.DeleteBackup:
+		n := *c
+		n.Header = head
+		return &n
+	case *messages.RekeyBackup:
 		n := *c
 		n.Header = head
 		return &n

@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"fmt"
+	"maps"
+	"strconv"
 	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
@@ -34,16 +36,17 @@ func (s RepositorySettings) Repository() (messages.Repository, error) {
 	return messages.Repository{Type: messages.RepositoryDir, Address: s.Repo}, nil
 }
 
-// TakeSettings shape a backup, for one VM or for a fleet of them.
+// TakeSettings shape a backup, for one VM or for a fleet of them. A feature that is not set (nil) is as
+// the settings of the zone say.
 type TakeSettings struct {
 	RepositorySettings `yaml:",inline"`
 
-	Compress        bool              `help:"Compress the backup." yaml:"compress"`
+	Compress        *bool             `help:"Compress the backup." negatable:"" yaml:"compress"`
 	CompressionType string            `help:"Compression: zstd or zlib." placeholder:"TYPE" yaml:"compression-type"`
-	Encrypt         bool              `help:"Encrypt the backup (LUKS); needs --passphrase-file." yaml:"encrypt"`
+	Encrypt         *bool             `help:"Encrypt the backup (LUKS); needs --passphrase-file, or a passphrase of the zone." negatable:"" yaml:"encrypt"`
 	PassphraseFile  string            `help:"File that holds the passphrase, - for standard input. It travels sealed for the host." placeholder:"FILE" yaml:"passphrase-file"`
-	Bandwidth       int               `help:"Limit of the job, all its disks together; 0 is none." placeholder:"MIB/S" yaml:"bandwidth"`
-	Verify          bool              `help:"Read the backup back after the copy and compare it with its digests." yaml:"verify"`
+	Bandwidth       *int              `help:"Limit of the job, all its disks together; 0 is none." placeholder:"MIB/S" yaml:"bandwidth"`
+	Verify          *bool             `help:"Read the backup back after the copy and compare it with its digests." negatable:"" yaml:"verify"`
 	Quiesce         string            `help:"Freeze the guest's file systems: off, best_effort or required; best_effort without a value." type:"quiesce" placeholder:"HOW" yaml:"quiesce"`
 	Mode            string            `help:"full, incremental or auto." placeholder:"MODE" yaml:"mode"`
 	Detail          map[string]string `help:"Set a detail of the command as it travels; one that contradicts a flag is refused." mapsep:"none" placeholder:"KEY=VALUE" yaml:"detail"`
@@ -62,13 +65,13 @@ type Source struct {
 	JobID string
 }
 
-// TakeJob makes the job that backs src up. The passphrase is read through r.
+// TakeJob makes the job that backs src up. The passphrase is read through r. Manager.Fill completes it.
 func TakeJob(src Source, s TakeSettings, r *Passphrases) (*Job, error) {
 	repository, err := s.Repository()
 	if err != nil {
 		return nil, err
 	}
-	details, err := s.details()
+	details, given, err := s.details()
 	if err != nil {
 		return nil, err
 	}
@@ -89,54 +92,92 @@ func TakeJob(src Source, s TakeSettings, r *Passphrases) (*Job, error) {
 	for _, path := range src.Images {
 		cmd.Images = append(cmd.Images, messages.Image{Path: path, Format: src.ImageFormat})
 	}
-	job := &Job{Zone: src.Zone, Host: src.Host, Command: cmd, chosenID: src.JobID != ""}
+	job := &Job{Zone: src.Zone, Host: src.Host, Command: cmd, chosenID: src.JobID != "", fill: &filling{given: given}}
 	if s.PassphraseFile != "" {
-		if !details.Encryption {
-			return nil, &Error{
-				Class: Usage, Err: fmt.Errorf("there is a passphrase and no encryption"),
-				Hint: "Add --encrypt, or leave --passphrase-file out for a backup in the clear.",
-			}
+		if given[messages.DetailEncryption] && !details.Encryption {
+			return nil, passphraseForNothing()
 		}
 		if details.Passphrase != "" {
 			return nil, usagef("--passphrase-file and --detail %s contradict each other", messages.DetailPassphrase)
 		}
-		if job.passphrase, err = r.Read(s.PassphraseFile); err != nil {
+		p, err := r.Read(s.PassphraseFile)
+		if err != nil {
 			return nil, err
 		}
+		job.sealings = append(job.sealings, sealing{p, &cmd.Details.Passphrase})
 	}
 	return job, job.check()
 }
 
-// details are those of the flags and of --detail. Where both speak of one detail they must agree:
-// picking one could turn a feature off that the other asked for.
-func (s TakeSettings) details() (messages.Details, error) {
-	flags := messages.Details{
-		Compression: s.Compress, CompressionType: s.CompressionType, Encryption: s.Encrypt,
-		BandwidthLimit: s.Bandwidth, IntegrityCheck: s.Verify,
-	}.Map()
+func passphraseForNothing() error {
+	return &Error{
+		Class: Usage, Err: fmt.Errorf("there is a passphrase and no encryption"),
+		Hint: "Add --encrypt, or leave --passphrase-file out for a backup in the clear.",
+	}
+}
+
+// details are those of the flags and of --detail, and which of them were given. Where both speak of one
+// detail they must agree: picking one could turn a feature off that the other asked for.
+func (s TakeSettings) details() (messages.Details, map[string]bool, error) {
+	flags := s.flags()
 	all := make(map[string]string, len(flags)+len(s.Detail))
+	given := make(map[string]bool, len(flags)+len(s.Detail))
 	for key, value := range s.Detail {
 		if flag, ok := flags[key]; ok && flag != value {
-			return messages.Details{}, usagef("--detail %s contradicts a flag, which makes it %s", key, flag)
+			return messages.Details{}, nil, usagef("--detail %s contradicts a flag, which makes it %s", key, flag)
 		}
-		all[key] = value
+		all[key], given[key] = value, true
 	}
 	for key, value := range flags {
-		all[key] = value
+		all[key], given[key] = value, true
 	}
-	// A passphrase that will be sealed later stands for itself here.
-	pending := s.PassphraseFile != "" && all[messages.DetailPassphrase] == ""
+	// A passphrase that comes later, from a file or the zone, stands for itself here.
+	pending := all[messages.DetailPassphrase] == ""
 	if pending {
 		all[messages.DetailPassphrase] = sealedLater
 	}
 	details, err := messages.ParseDetails(all)
 	if err != nil {
-		return details, refused(err)
+		return details, nil, refused(err)
 	}
 	if pending {
 		details.Passphrase = ""
 	}
-	return details, nil
+	return details, given, nil
+}
+
+// flags are the details that flags speak of, as they travel.
+func (s TakeSettings) flags() map[string]string {
+	flags := map[string]string{}
+	for key, value := range map[string]*bool{
+		messages.DetailCompression: s.Compress, messages.DetailEncryption: s.Encrypt, messages.DetailIntegrityCheck: s.Verify,
+	} {
+		if value != nil {
+			flags[key] = strconv.FormatBool(*value)
+		}
+	}
+	if s.Bandwidth != nil {
+		flags[messages.DetailBandwidthLimit] = strconv.Itoa(*s.Bandwidth)
+	}
+	if s.CompressionType != "" {
+		flags[messages.DetailCompressionType] = s.CompressionType
+	}
+	return flags
+}
+
+// clone returns settings that share nothing with s: what is decoded into them stays there.
+func (s TakeSettings) clone() TakeSettings {
+	s.Compress, s.Encrypt, s.Verify, s.Bandwidth = copied(s.Compress), copied(s.Encrypt), copied(s.Verify), copied(s.Bandwidth)
+	s.Detail = maps.Clone(s.Detail)
+	return s
+}
+
+func copied[T any](p *T) *T {
+	if p == nil {
+		return nil
+	}
+	v := *p
+	return &v
 }
 
 // quiesce also takes a boolean, as the contract does.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 
 	"gopkg.in/yaml.v3"
@@ -52,6 +51,7 @@ func parseTargets(data []byte, src Source, s TakeSettings, r *Passphrases) ([]*J
 		if err != nil {
 			return nil, atTarget(i, err)
 		}
+		job.fill.target = i + 1
 		if first, ok := ids[job.ID()]; ok {
 			return nil, atTarget(i, usagef("it has the job id of target %d", first+1))
 		}
@@ -62,7 +62,7 @@ func parseTargets(data []byte, src Source, s TakeSettings, r *Passphrases) ([]*J
 }
 
 func (t Target) job(src Source, s TakeSettings, r *Passphrases) (*Job, error) {
-	s.Detail = maps.Clone(s.Detail) // decoding adds to a map
+	s = s.clone()
 	if len(t.Overrides) > 0 {
 		data, err := yaml.Marshal(t.Overrides)
 		if err != nil {

@@ -2,6 +2,7 @@ package fleettest
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,9 +14,26 @@ import (
 // answerer is one host at work.
 type answerer struct {
 	f          *Fleet
-	key        *secret.Key
+	key        *secret.Key // guarded by f.mu
 	zone, host string
 	hanging    hanging
+}
+
+func (h *answerer) announce() error {
+	public, err := h.sealKey().Public()
+	if err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	return h.f.Bus.Announce(h.f.ctx, messages.HostInfo{
+		Zone: h.zone, Host: h.host, SealKey: public, Version: "1.2.3", StartedAt: now, SeenAt: now, Running: []string{}, Slots: slots,
+	})
+}
+
+func (h *answerer) sealKey() *secret.Key {
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	return h.key
 }
 
 func (h *answerer) answer(d *bus.Delivery) error {
@@ -89,6 +107,13 @@ func (h *answerer) do(cmd messages.Command, attempt int) error {
 	case *messages.DeleteBackup:
 		err = h.f.Bus.RemoveBackup(h.f.ctx, h.zone, h.host, c.Backup.ID)
 		fill = func(e *messages.Event) { e.BackupID = c.Backup.ID }
+	case *messages.RekeyBackup:
+		var entry messages.CatalogEntry
+		if entry, err = h.f.Bus.Backup(h.f.ctx, c.Backup.ID); err == nil {
+			entry.Revision, entry.RecoveryRevision = c.Details.Revision, c.Details.RecoveryRevision
+			err = h.f.Bus.PutBackup(h.f.ctx, entry)
+		}
+		fill = func(e *messages.Event) { e.BackupID, e.Backup = entry.ID, &entry }
 	case *messages.ListBackups:
 		take := &messages.TakeBackup{Header: c.Header, VM: "refreshed", Repository: c.Repository}
 		n := 1
@@ -125,26 +150,73 @@ func (h *answerer) hang(cmd messages.Command) error {
 	}
 }
 
-// unseal checks the command's passphrase where it has one, with the host's own key.
+// unseal checks the command's passphrases where it has some, with the host's own key. Right for a new
+// backup is whatever begins with Passphrase; a stored one wants the one it was taken with, or its recovery.
 func (h *answerer) unseal(cmd messages.Command) error {
-	sealed := ""
+	open := func(sealed string) (string, error) {
+		if sealed == "" {
+			return "", nil
+		}
+		p, err := h.sealKey().Open(sealed)
+		if err != nil {
+			return "", err
+		}
+		defer p.Wipe()
+		return string(p.Bytes()), nil
+	}
 	switch c := cmd.(type) {
 	case *messages.TakeBackup:
-		sealed = c.Details.Passphrase
+		return h.lock(c.JobID, c.Details, open)
 	case *messages.RestoreBackup:
-		sealed = c.Details.Passphrase
+		return h.unlock(c.Backup.ID, c.Details.Passphrase, open)
 	case *messages.VerifyBackup:
-		sealed = c.Details.Passphrase
+		return h.unlock(c.Backup.ID, c.Details.Passphrase, open)
+	case *messages.RekeyBackup:
+		if err := h.unlock(c.Backup.ID, c.OldPassphrase, open); err != nil {
+			return err
+		}
+		old, _ := open(c.OldPassphrase)
+		if fresh, _ := open(c.Details.Passphrase); fresh == old {
+			return messages.Errorf(messages.CodeVerifyFailed, "the old passphrase still opens it")
+		}
+		return h.lock(c.Backup.ID, c.Details, open)
 	}
-	if sealed == "" {
-		return nil
+	return nil
+}
+
+func (h *answerer) lock(backup string, d messages.Details, open func(string) (string, error)) error {
+	var locks []string
+	for _, sealed := range []string{d.Passphrase, d.Recovery} {
+		p, err := open(sealed)
+		if err != nil {
+			return err
+		}
+		if p == "" {
+			continue
+		}
+		if !strings.HasPrefix(p, Passphrase) {
+			return messages.Errorf(messages.CodeWrongPassphrase, "the passphrase does not open the container")
+		}
+		locks = append(locks, p)
 	}
-	p, err := h.key.Open(sealed)
-	if err != nil {
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	h.f.locks[backup] = locks
+	return nil
+}
+
+func (h *answerer) unlock(backup, sealed string, open func(string) (string, error)) error {
+	p, err := open(sealed)
+	if err != nil || p == "" {
 		return err
 	}
-	defer p.Wipe()
-	if string(p.Bytes()) != Passphrase {
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	locks, known := h.f.locks[backup]
+	if !known {
+		locks = []string{Passphrase}
+	}
+	if !slices.Contains(locks, p) {
 		return messages.Errorf(messages.CodeWrongPassphrase, "the passphrase does not open the container")
 	}
 	return nil
@@ -165,7 +237,7 @@ func (h *answerer) event(cmd messages.Command, kind messages.Kind, attempt int, 
 func Entry(c *messages.TakeBackup, zone, host string) messages.CatalogEntry {
 	return messages.CatalogEntry{
 		ID: c.JobID, Zone: zone, Host: host, VM: c.Target(), JobID: c.JobID, CreatedAt: c.IssuedAt, Mode: messages.ModeFull,
-		Encrypted: c.Details.Encryption, Compressed: c.Details.Compression,
+		Encrypted: c.Details.Encryption, Revision: c.Details.Revision, RecoveryRevision: c.Details.RecoveryRevision, Compressed: c.Details.Compression,
 		VirtualBytes: 6 << 30, DataBytes: 719 << 20, StoredBytes: 251 << 20, BackupPath: c.BackupPath, Repository: c.Repository,
 		Disks: []messages.CatalogDisk{{Name: "vda", File: "vda.qcow2", VirtualBytes: 6 << 30, DataBytes: 719 << 20, StoredBytes: 251 << 20}},
 		Notes: []string{"cdrom sda left out"},

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/rs/zerolog"
 
@@ -16,7 +15,7 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// Passphrase is the one that the hosts take; any other is a wrong_passphrase.
+// Passphrase begins every one that the hosts take; any other is a wrong_passphrase.
 const Passphrase = "correct horse battery staple"
 
 // Fleet is a server and its hosts.
@@ -32,6 +31,9 @@ type Fleet struct {
 
 	mu  sync.Mutex
 	err error
+	// locks holds the passphrases of the backups that were taken, by their ids.
+	locks map[string][]string
+	hosts map[string]*answerer // by HostKey
 }
 
 // Start starts a server.
@@ -40,7 +42,7 @@ func Start() (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Fleet{Dir: dir}
+	f := &Fleet{Dir: dir, locks: map[string][]string{}, hosts: map[string]*answerer{}}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	if f.server, err = bus.StartServer(f.ctx, bus.ServerConfig{Dir: dir, Listen: "127.0.0.1:0", Log: zerolog.Nop()}); err != nil {
 		return nil, err
@@ -80,30 +82,25 @@ func (f *Fleet) Host(zone, host string) error {
 	if err != nil {
 		return err
 	}
-	public, err := key.Public()
-	if err != nil {
-		return err
-	}
+	h := &answerer{f: f, key: key, zone: zone, host: host, hanging: hanging{byID: map[string]*hung{}}}
 	if err := f.Bus.EnsureZone(f.ctx, zone); err != nil {
 		return err
 	}
-	now := time.Now().UTC()
-	err = f.Bus.Announce(f.ctx, messages.HostInfo{
-		Zone: zone, Host: host, SealKey: public, Version: "1.2.3", StartedAt: now, SeenAt: now, Running: []string{}, Slots: slots,
-	})
-	if err != nil {
+	if err := h.announce(); err != nil {
 		return err
 	}
 	commands, err := f.Bus.Commands(zone, host)
 	if err != nil {
 		return err
 	}
-	h := &answerer{f: f, key: key, zone: zone, host: host, hanging: hanging{byID: map[string]*hung{}}}
 	stop, err := f.Bus.ServeControl(zone, host, h.control)
 	if err != nil {
 		return err
 	}
 	f.wg.Go(func() { <-f.ctx.Done(); stop() })
+	f.mu.Lock()
+	f.hosts[messages.HostKey(zone, host)] = h
+	f.mu.Unlock()
 	for range slots {
 		f.wg.Go(func() {
 			defer commands.Stop()
@@ -120,6 +117,19 @@ func (f *Fleet) Host(zone, host string) error {
 		})
 	}
 	return nil
+}
+
+// Rekey gives a host another key, as one that is installed anew has.
+func (f *Fleet) Rekey(zone, host string) error {
+	key, err := secret.NewKey()
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	h := f.hosts[messages.HostKey(zone, host)]
+	h.key = key
+	f.mu.Unlock()
+	return h.announce()
 }
 
 func (f *Fleet) fail(err error) {
