@@ -31,9 +31,11 @@ type lane struct {
 	unit int64
 	// digests are written as the data passes (a backup); check is compared with it (a restore).
 	digests *digest.Writer
-	check   *digest.Reader
+	check   copier.Checker
 	// zeroHoles writes zeroes where the source has holes: the target has old content.
 	zeroHoles bool
+	// changes is the name of the source's dirty bitmap that says what is to be copied; "" for all.
+	changes string
 	// stall bounds how long a side may be silent; stored says which of them is the repository's.
 	stall  time.Duration
 	stored side
@@ -53,12 +55,12 @@ type endpoint struct{ socket, export string }
 
 // runLane copies one disk.
 func runLane(ctx context.Context, l lane) (copier.Stats, error) {
-	src, err := dial(ctx, l.src, messages.CodeSourceReadFailed)
+	src, err := dial(ctx, l.src, messages.CodeSourceReadFailed, nbd.BaseAllocation)
 	if err != nil {
 		return copier.Stats{}, fmt.Errorf("disk %s: %w", l.name, err)
 	}
 	defer func() { _ = src.Close() }()
-	dst, err := dial(ctx, l.dst, messages.CodeTargetWriteFailed)
+	dst, err := dial(ctx, l.dst, messages.CodeTargetWriteFailed, nbd.BaseAllocation)
 	if err != nil {
 		return copier.Stats{}, fmt.Errorf("disk %s: %w", l.name, err)
 	}
@@ -66,10 +68,22 @@ func runLane(ctx context.Context, l lane) (copier.Stats, error) {
 	if src.Size() != l.size {
 		return copier.Stats{}, messages.Errorf(messages.CodeVMStateChanged, "disk %s has %d bytes now and had %d: it was resized", l.name, src.Size(), l.size)
 	}
-	stats, err := copier.Copy(ctx, src, dst, copier.Options{
+	options := copier.Options{
 		Limiter: l.limiter, Unit: l.unit, Digests: l.digests, Check: l.check, ZeroHoles: l.zeroHoles, Stall: l.stall,
 		Progress: func(done, total int64) { l.report.Disk(l.name, done, total) },
-	})
+	}
+	if l.changes != "" {
+		meta := nbd.DirtyBitmap(l.changes)
+		bitmap, err := dial(ctx, l.src, messages.CodeSourceReadFailed, meta)
+		if err != nil {
+			return copier.Stats{}, fmt.Errorf("disk %s: %w", l.name, err)
+		}
+		defer func() { _ = bitmap.Close() }()
+		options.Changes = func(ctx context.Context, off, length int64) ([]nbd.Extent, error) {
+			return bitmap.BlockStatus(ctx, meta, off, length)
+		}
+	}
+	stats, err := copier.Copy(ctx, src, dst, options)
 	if err != nil {
 		return stats, fmt.Errorf("disk %s: %w", l.name, stalled(err, l.stored))
 	}
@@ -85,9 +99,9 @@ func stalled(err error, stored side) error {
 	return messages.Errorf(messages.CodeRepositoryLost, "%w", s)
 }
 
-// dial connects to an export, and asks for its block status.
-func dial(ctx context.Context, e endpoint, code messages.Code) (*nbd.Conn, error) {
-	c, err := nbd.Dial(ctx, e.socket, nbd.Options{Export: e.export, MetaContexts: []string{nbd.BaseAllocation}})
+// dial connects to an export that has a metadata context.
+func dial(ctx context.Context, e endpoint, code messages.Code, meta string) (*nbd.Conn, error) {
+	c, err := nbd.Dial(ctx, e.socket, nbd.Options{Export: e.export, MetaContexts: []string{meta}})
 	return c, messages.EnsureCode(code, err)
 }
 

@@ -99,12 +99,12 @@ func TestUndecodable(t *testing.T) {
 		return messages.Errorf(code, "x: %w", &nbd.Error{Op: op, Offset: 7, Length: 9, Errno: syscall.EIO})
 	}
 	var m *digest.Mismatch
-	if err := undecodable(t.Context(), file, eio(messages.CodeSourceReadFailed, "read")); !errors.As(err, &m) || m.Offset != 7 {
+	if err := undecodable(t.Context(), []storedLink{{path: file}}, eio(messages.CodeSourceReadFailed, "read")); !errors.As(err, &m) || m.Offset != 7 {
 		t.Errorf("damage in a file that can be read: %v", err)
 	}
-	wantCode(t, undecodable(t.Context(), file+"x", eio(messages.CodeSourceReadFailed, "read")), messages.CodeSourceReadFailed)
+	wantCode(t, undecodable(t.Context(), []storedLink{{path: file + "x"}}, eio(messages.CodeSourceReadFailed, "read")), messages.CodeSourceReadFailed)
 	// The disk restored to fails: that says nothing about the backup.
-	wantCode(t, undecodable(t.Context(), file, eio(messages.CodeTargetWriteFailed, "write")), messages.CodeTargetWriteFailed)
+	wantCode(t, undecodable(t.Context(), []storedLink{{path: file}}, eio(messages.CodeTargetWriteFailed, "write")), messages.CodeTargetWriteFailed)
 }
 
 func TestAFullRunFolderIsNotTheTarget(t *testing.T) {

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
-	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
@@ -29,8 +28,7 @@ type restoring struct {
 	ws      *workspace
 	cmd     *messages.RestoreBackup
 	r       Reporter
-	backup  *repository.Backup
-	keys    keys
+	backup  *storedBackup
 	limiter *copier.Limiter
 	// to says where each disk goes, in the order of the manifest.
 	to    []*restoreTarget
@@ -46,7 +44,7 @@ type restoreTarget struct {
 
 	// The rest is there once the disk is open.
 	stored     storedDisk
-	check      *digest.Reader
+	check      *diskCheck
 	from, into *storaged.Daemon
 }
 
@@ -56,10 +54,10 @@ func (e *Executor) restore(ctx context.Context, ws *workspace, cmd *messages.Res
 	t := &restoring{e: e, ws: ws, cmd: cmd, r: r, limiter: ws.limiter}
 	r.Phase(messages.PhaseMounting)
 	var err error
-	if t.backup, t.keys, err = e.stored(ctx, ws, cmd.Backup, cmd.Details); err != nil {
+	if t.backup, err = e.stored(ctx, ws, cmd.Backup, cmd.Details); err != nil {
 		return Outcome{}, err
 	}
-	defer t.keys.wipe()
+	defer t.backup.wipe()
 	chosen, err := t.choose()
 	if err != nil {
 		return Outcome{}, err
@@ -98,7 +96,7 @@ func (e *Executor) restore(ctx context.Context, ws *workspace, cmd *messages.Res
 
 // choose returns the disks that were asked for.
 func (t *restoring) choose() ([]repository.Disk, error) {
-	all := t.backup.Manifest.Disks
+	all := t.backup.manifest().Disks
 	if len(t.cmd.Disks) == 0 {
 		return all, nil
 	}
@@ -225,11 +223,11 @@ func (t *restoring) domain(ctx context.Context) (string, error) {
 	if t.e.cfg.Hypervisor == nil {
 		return "", messages.Errorf(messages.CodeHypervisorDown, "this host was set up without libvirt")
 	}
-	if t.backup.Manifest.DomainFile == "" {
+	if t.backup.manifest().DomainFile == "" {
 		return "", messages.Errorf(messages.CodeVMNotFound, "backup %s is not of a vm", t.cmd.Backup.ID).
 			WithHint("Restore the disks without --define.")
 	}
-	xml, err := t.backup.ReadFile(ctx, t.backup.Manifest.DomainFile, maxDomainXML)
+	xml, err := t.backup.chain[0].ReadFile(ctx, t.backup.manifest().DomainFile, maxDomainXML)
 	if err != nil {
 		return "", err
 	}
@@ -254,7 +252,7 @@ func (t *restoring) domain(ctx context.Context) (string, error) {
 // copy opens every disk on both sides before it writes to the first: what is wrong with one of
 // them is found while a VM's other disks are still what they were.
 func (t *restoring) copy(ctx context.Context) error {
-	stored, err := storedDisks(ctx, t.backup, t.disks())
+	stored, err := t.backup.disks(ctx, t.disks())
 	if err != nil {
 		return err
 	}
@@ -278,24 +276,26 @@ func (t *restoring) disks() []repository.Disk {
 // open opens one disk of the backup, and what it is restored to.
 func (t *restoring) open(ctx context.Context, to *restoreTarget) (err error) {
 	d := to.stored
-	if to.check, err = d.openDigests(t.keys.digests); err != nil {
-		return err
-	}
-	t.ws.onClose("digests", func(context.Context) error { return to.check.Close() })
 	if to.from, err = t.ws.daemon(ctx, fmt.Sprintf("src%d", d.index)); err != nil {
 		return err
 	}
-	if err := to.from.OpenBackup(ctx, d.name, storaged.Backup{Path: d.path, Passphrase: t.keys.pass.Bytes()}); err != nil {
+	if err := to.from.OpenChain(ctx, d.name, d.backups(t.backup.pass)); err != nil {
 		return err
 	}
-	// The manifest, the digests and the image come from the repository: they must agree.
 	size, err := exportSize(ctx, to.from.Socket(), d.name)
 	if err != nil {
 		return err
 	}
 	if size != d.size {
-		return messages.Errorf(messages.CodeBackupCorrupt, "disk %s: its image has %d bytes, the manifest says %d", d.name, size, d.size)
+		return errImageSize(d, size)
 	}
+	to.check, err = openCheck(ctx, d, d.links, func(link int) endpoint {
+		return endpoint{to.from.Socket(), storaged.LinkExport(d.name, link)}
+	})
+	if err != nil {
+		return err
+	}
+	t.ws.onClose("digests", func(context.Context) error { return to.check.Close() })
 	if to.into, err = t.ws.daemon(ctx, fmt.Sprintf("dst%d", d.index)); err != nil {
 		return err
 	}
@@ -313,9 +313,9 @@ func (t *restoring) copyDisk(ctx context.Context, to *restoreTarget) error {
 		stall: t.e.cfg.StallTimeout, stored: sourceSide,
 	})
 	if err != nil {
-		return mismatch(messages.CodeBackupCorrupt, d.name, undecodable(ctx, d.path, err))
+		return mismatch(messages.CodeBackupCorrupt, d.name, undecodable(ctx, d.links, err))
 	}
-	return errors.Join(to.into.CloseExport(ctx, d.name), to.into.Stop(), to.from.Stop())
+	return errors.Join(to.into.CloseExport(ctx, d.name), to.into.Stop(), to.check.Close(), to.from.Stop())
 }
 
 // openExisting opens a disk to overwrite it. Its lock keeps the VM from being started meanwhile.

@@ -60,7 +60,7 @@ func TestMayReplace(t *testing.T) {
 func TestChoose(t *testing.T) {
 	b := &repository.Backup{Manifest: repository.Manifest{Disks: []repository.Disk{{Name: "vda"}, {Name: "vdb"}, {Name: "vdc"}}}}
 	for asked, want := range map[string]string{"": "vda vdb vdc", "vdb": "vdb", "vdc vda": "vda vdc", "vda vda": "vda"} {
-		r := &restoring{backup: b, cmd: &messages.RestoreBackup{Disks: strings.Fields(asked)}}
+		r := &restoring{backup: &storedBackup{chain: []*repository.Backup{b}}, cmd: &messages.RestoreBackup{Disks: strings.Fields(asked)}}
 		disks, err := r.choose()
 		check(t, err)
 		var got []string
@@ -71,7 +71,7 @@ func TestChoose(t *testing.T) {
 			t.Errorf("%q: %v", asked, got)
 		}
 	}
-	r := &restoring{backup: b, cmd: &messages.RestoreBackup{Disks: []string{"vda", "hda"}}}
+	r := &restoring{backup: &storedBackup{chain: []*repository.Backup{b}}, cmd: &messages.RestoreBackup{Disks: []string{"vda", "hda"}}}
 	_, err := r.choose()
 	wantCode(t, err, messages.CodeDiskNotFound)
 	if len(b.Manifest.Disks) != 3 || b.Manifest.Disks[0].Name != "vda" {
@@ -209,9 +209,9 @@ func TestNoDiskIsOverwrittenBeforeAllAreOpen(t *testing.T) {
 	ws, err := e.open(restoreJob)
 	check(t, err)
 	r := &restoring{e: e, ws: ws, cmd: &messages.RestoreBackup{Backup: ref, ToVM: "vm1"}, r: quiet{}}
-	r.backup, r.keys, err = e.stored(t.Context(), ws, ref, messages.Details{})
+	r.backup, err = e.stored(t.Context(), ws, ref, messages.Details{})
 	check(t, err)
-	for i, d := range r.backup.Manifest.Disks {
+	for i, d := range r.backup.manifest().Disks {
 		r.to = append(r.to, &restoreTarget{disk: d, path: paths[i], format: "raw"})
 	}
 	wantCode(t, r.copy(t.Context()), messages.CodeTargetTooSmall)

@@ -2,7 +2,6 @@ package exec
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
@@ -14,13 +13,18 @@ import (
 type source interface {
 	// prepare finds the disks and their sizes. The guest does not notice.
 	prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error)
-	// begin makes the disks readable over NBD as they are at one moment.
-	begin(ctx context.Context, ws *workspace) (moment, error)
+	// noIncremental says why the source can give full backups only; nil if it can give others.
+	noIncremental() *full
+	// begin makes the disks readable over NBD as they are at one moment. It may be called again
+	// after an error.
+	begin(ctx context.Context, ws *workspace, p point) (moment, error)
 	// check says whether the copy may go on and can still be trusted. It is called about once a
 	// second during the copy, and after it.
 	check(ctx context.Context) error
 	// end lets go of the source as soon as everything is copied. It may be called again.
 	end(ctx context.Context) error
+	// keep says that the backup is committed: the checkpoint that begin made outlives the job.
+	keep()
 	// describe fills in the manifest's part on the source.
 	describe(*repository.Manifest)
 	// domainXML defines the VM again; "" where there is none.
@@ -76,15 +80,4 @@ func (e *Executor) source(ctx context.Context, cmd *messages.TakeBackup) (source
 		return newRunningSource(e, dom, cmd.Quiesce), nil
 	}
 	return newStoppedSource(e, dom)
-}
-
-// bitmap-less sources cannot give an incremental; auto says why it takes a full.
-func (e *Executor) mode(asked messages.Mode) (messages.Mode, []string, error) {
-	switch asked {
-	case messages.ModeIncremental:
-		return "", nil, messages.Errorf(messages.CodeModeUnavailable, "there is no chain to continue: this worker takes full backups")
-	case messages.ModeAuto:
-		return messages.ModeFull, []string{fmt.Sprintf("mode %s: a full backup, because there is no chain to continue", asked)}, nil
-	}
-	return messages.ModeFull, nil, nil
 }

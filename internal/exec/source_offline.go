@@ -124,9 +124,18 @@ func exportSize(ctx context.Context, socket, export string) (int64, error) {
 }
 
 // begin has nothing to do: the moment is any, as long as nobody writes.
-func (s *offlineSource) begin(context.Context, *workspace) (moment, error) {
+func (s *offlineSource) begin(context.Context, *workspace, point) (moment, error) {
 	return moment{at: time.Now()}, nil
 }
+
+func (s *offlineSource) noIncremental() *full {
+	if s.dom == nil {
+		return fullBecause(messages.FullImages, "disk images of no vm have no checkpoints")
+	}
+	return fullBecause(messages.FullVMStopped, "vm %s does not run, and only a running one says what has changed", s.dom.Name)
+}
+
+func (s *offlineSource) keep() {}
 
 // check notices a VM that was started and a disk that was written during the copy.
 func (s *offlineSource) check(ctx context.Context) error {

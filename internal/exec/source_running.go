@@ -7,12 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/internal/exec/storaged"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -32,6 +34,8 @@ type runningSource struct {
 	// dir holds the socket of the NBD server that QEMU opens.
 	dir, scratch string
 	begun        bool
+	// checkpoint is what begin has made, or may have made, until the backup is committed.
+	checkpoint hypervisor.Checkpoint
 }
 
 func newRunningSource(e *Executor, dom hypervisor.Domain, q messages.Quiesce) *runningSource {
@@ -64,15 +68,25 @@ func (s *runningSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 	return s.disks, nil
 }
 
-func (s *runningSource) begin(ctx context.Context, ws *workspace) (moment, error) {
-	spec := hypervisor.BackupSpec{Domain: s.dom.Name, Socket: s.disks[0].socket, Quiesce: s.quiesce, Watchdog: s.e.cfg.Watchdog}
-	for _, d := range s.disks {
-		spec.Disks = append(spec.Disks, hypervisor.BackupDisk{
-			Target: d.name, ScratchFile: filepath.Join(s.scratch, d.name+".scratch"),
-		})
+func (s *runningSource) noIncremental() *full {
+	if !slices.ContainsFunc(s.dom.Disks, func(d hypervisor.Disk) bool { return d.Format == storaged.FormatQcow2 }) {
+		return fullBecause(messages.FullNoBitmaps, "no disk of vm %s is a qcow2 image, which alone can say what has changed", s.dom.Name)
 	}
-	// Before the call: when it is cut off, the job may have begun.
-	s.begun = true
+	return nil
+}
+
+func (s *runningSource) begin(ctx context.Context, ws *workspace, p point) (moment, error) {
+	spec := hypervisor.BackupSpec{Domain: s.dom.Name, Socket: s.disks[0].socket, Quiesce: s.quiesce, Watchdog: s.e.cfg.Watchdog, Checkpoint: p.checkpoint}
+	for _, d := range s.disks {
+		disk := hypervisor.BackupDisk{Target: d.name, ScratchFile: filepath.Join(s.scratch, d.name+".scratch")}
+		if slices.Contains(p.disks, d.name) {
+			disk.Since = p.since
+		}
+		spec.Disks = append(spec.Disks, disk)
+	}
+	// Before the call: when it is cut off, the job may have begun, and the checkpoint be there.
+	s.begun, s.checkpoint = true, p.checkpoint
+	ws.onClose("the checkpoint of a backup that was not committed", s.dropCheckpoint)
 	ws.onClose("libvirt's backup job", s.end)
 	b, err := s.e.cfg.Hypervisor.BeginBackup(ctx, spec)
 	if err != nil {
@@ -133,6 +147,19 @@ func (s *runningSource) end(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (s *runningSource) keep() { s.checkpoint = hypervisor.Checkpoint{} }
+
+// dropCheckpoint removes the checkpoint of an attempt that failed. Those of backups stay as they are.
+func (s *runningSource) dropCheckpoint(ctx context.Context) error {
+	if s.checkpoint.Name == "" {
+		return nil
+	}
+	return untilReachable(ctx, func(ctx context.Context) error {
+		_, err := s.e.cfg.Hypervisor.DeleteCheckpoint(ctx, s.dom.Name, s.checkpoint)
+		return err
+	})
 }
 
 func (s *runningSource) describe(m *repository.Manifest) {

@@ -41,17 +41,6 @@ func TestSniff(t *testing.T) {
 	}
 }
 
-func TestMode(t *testing.T) {
-	e := &Executor{}
-	for asked, noted := range map[messages.Mode]bool{"": false, messages.ModeFull: false, messages.ModeAuto: true} {
-		if m, notes, err := e.mode(asked); m != messages.ModeFull || (len(notes) == 1) != noted || err != nil {
-			t.Errorf("mode %q: %s, %v, %v", asked, m, notes, err)
-		}
-	}
-	_, _, err := e.mode(messages.ModeIncremental)
-	wantCode(t, err, messages.CodeModeUnavailable)
-}
-
 func TestConsistency(t *testing.T) {
 	for _, c := range []struct {
 		from     repository.SourceKind

@@ -2,15 +2,18 @@ package exec
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
 	"github.com/nasfleet/nasfleet/internal/secret"
@@ -26,12 +29,21 @@ type taking struct {
 	pass *secret.Passphrase
 	// recovery opens the backup as well; nil for none.
 	recovery *secret.Passphrase
-	digKey   []byte
 	limiter  *copier.Limiter
 	src      source
 	partial  *repository.Partial
 	disks    []*takenDisk
 	man      repository.Manifest
+
+	// digKey is the key of an encrypted backup's digests; wrappedKeys hold it if it is an older one's.
+	digKey      []byte
+	wrappedKeys []json.RawMessage
+
+	// chain is nil for a backup that neither continues nor starts one; links are what an
+	// incremental continues, the newest first.
+	chain *survey
+	links []repository.Backup
+	point point
 }
 
 // domainFile is the VM's definition beside its disks.
@@ -65,9 +77,6 @@ func (d *takenDisk) closeDigests() error {
 func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBackup, r Reporter) (Outcome, error) {
 	t := &taking{e: e, ws: ws, cmd: cmd, r: r, limiter: ws.limiter}
 	var err error
-	if t.man.Mode, t.man.Notes, err = e.mode(cmd.Mode); err != nil {
-		return Outcome{}, err
-	}
 	if cmd.Details.Encryption { // a passphrase that comes without it is for nothing
 		defer t.wipe()
 		if err := t.openKeys(); err != nil {
@@ -76,6 +85,9 @@ func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBa
 	}
 	if t.src, err = e.source(ctx, cmd); err != nil {
 		return Outcome{}, err
+	}
+	if f := t.src.noIncremental(); f != nil && cmd.Mode == messages.ModeIncremental {
+		return Outcome{}, f.refuse()
 	}
 	// This attempt may end before it comes to make its own.
 	ws.onClose("a killed attempt's scratch files", func(context.Context) error { return os.RemoveAll(filepath.Join(e.cfg.ScratchDir, ws.job)) })
@@ -96,7 +108,7 @@ func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBa
 	}
 	ws.onClose("the unfinished backup", t.partial.Discard)
 
-	if err := t.copy(ctx); err != nil {
+	if err := t.copy(ctx, repo); err != nil {
 		return Outcome{}, err
 	}
 	if cmd.Details.IntegrityCheck {
@@ -105,9 +117,13 @@ func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBa
 		}
 	}
 	r.Phase(messages.PhaseCommitting)
+	if err := t.checkChain(ctx, repo); err != nil {
+		return Outcome{}, err
+	}
 	if err := t.commit(ctx); err != nil {
 		return Outcome{}, err
 	}
+	t.forgetOld(ctx)
 	return t.outcome(t.man), nil
 }
 
@@ -135,9 +151,12 @@ func (t *taking) outcome(m repository.Manifest) Outcome {
 }
 
 // copy brings the data over: source, lane, files on the repository, all of them closed at the end.
-func (t *taking) copy(ctx context.Context) error {
+func (t *taking) copy(ctx context.Context, repo *repository.Repository) error {
 	disks, err := t.src.prepare(ctx, t.ws)
 	if err != nil {
+		return err
+	}
+	if err := t.chooseChain(ctx, repo); err != nil {
 		return err
 	}
 	for i, d := range disks {
@@ -147,7 +166,7 @@ func (t *taking) copy(ctx context.Context) error {
 		return err
 	}
 	t.r.Phase(messages.PhaseFreezing)
-	m, err := t.src.begin(ctx, t.ws)
+	m, err := t.beginSource(ctx)
 	if err != nil {
 		return err
 	}
@@ -207,10 +226,22 @@ func (t *taking) copyAll(ctx context.Context) error {
 				name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{d.target.Socket(), d.name},
 				size: d.size, unit: d.unit, limiter: t.limiter, digests: d.digests, report: t.r,
 				stall: t.e.cfg.StallTimeout, stored: targetSide,
+				changes: t.changes(d),
 			})
 			return ownTrouble(err)
 		})
 	})
+}
+
+// incremental says whether the backup holds only what has changed of a disk.
+func (t *taking) incremental(d *takenDisk) bool { return slices.Contains(t.point.disks, d.name) }
+
+// changes names the dirty bitmap of a disk of which only changes are copied; "" for a whole one.
+func (t *taking) changes(d *takenDisk) string {
+	if !t.incremental(d) {
+		return ""
+	}
+	return hypervisor.BackupDisk{Target: d.name}.DirtyBitmap()
 }
 
 // ownTrouble tells the digests, which are files of the worker's run folder, from the target: a
@@ -233,9 +264,11 @@ func (t *taking) verify(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		disks = append(disks, storedDisk{index: d.index, name: d.name, path: path, digests: filepath.Join(t.ws.dir, d.digestsFile), size: d.size})
+		disks = append(disks, storedDisk{index: d.index, name: d.name, size: d.size, links: []storedLink{{
+			path: path, digests: filepath.Join(t.ws.dir, d.digestsFile), key: t.digKey, incremental: t.incremental(d),
+		}}})
 	}
-	v, err := t.e.readBack(ctx, t.ws, disks, keys{pass: t.pass, digests: t.digKey}, t.limiter, t.r)
+	v, err := t.e.readBack(ctx, t.ws, disks, t.pass, t.limiter, t.r)
 	if err != nil {
 		return err
 	}
@@ -264,6 +297,7 @@ func (t *taking) commit(ctx context.Context) error {
 		return err
 	}
 	t.man = b.Manifest
+	t.src.keep()
 	return nil
 }
 
@@ -287,15 +321,19 @@ func (t *taking) describe() error {
 		m.Encryption = repository.Encryption{
 			LUKS: true, Revision: t.cmd.Details.Revision, RecoveryRevision: t.cmd.Details.RecoveryRevision,
 		}
-		wrapped, err := wrap(t.digKey, t.pass, t.recovery)
-		if err != nil {
-			return err
+		m.Digest.Keyed, m.Digest.WrappedKeys = true, t.wrappedKeys
+		if t.wrappedKeys == nil {
+			var err error
+			if m.Digest.WrappedKeys, err = wrap(t.digKey, t.pass, t.recovery); err != nil {
+				return err
+			}
 		}
-		m.Digest.Keyed, m.Digest.WrappedKeys = true, wrapped
 	}
+	m.Checkpoint = t.point.checkpoint.Name
 	for _, d := range t.disks {
 		m.Disks = append(m.Disks, repository.Disk{
 			Name: d.name, File: d.file, DigestsFile: d.digestsFile, Format: repository.FormatQCOW2, LUKS: t.cmd.Details.Encryption,
+			Incremental: t.incremental(d), Bitmap: slices.Contains(t.point.checkpoint.Disks, d.name),
 			VirtualBytes: d.size, DataBytes: d.stats.DataBytes,
 			Source: repository.Source{Path: d.path, Format: d.format, Encrypted: d.encrypted},
 		})

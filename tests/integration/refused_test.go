@@ -44,7 +44,7 @@ func TestRefusedCommands(t *testing.T) {
 			messages.CodePassphraseUnsealed, "encryption_passphrase"},
 		"a passphrase for another host": {command(`,"details":{"encryption":"true","encryption_passphrase":"sealed1.` +
 			`XAB6K3BQ7Z3DJDCVSRL6NWIG2LSKVWE3MPJ4DVHLBJ6YSXRHPWJFTCVI.AAAA"}`), messages.CodePassphraseForeign, "passphrase"},
-		"an incremental without a chain": {command(`,"mode":"incremental"`), messages.CodeModeUnavailable, "chain"},
+		"an incremental without a chain": {command(`,"mode":"incremental"`), messages.CodeModeUnavailable, "images"},
 		"a vm on a host without libvirt": {func(job string) string {
 			return strings.Replace(command("")(job), fmt.Sprintf(`"images":[%q]`, image), `"vm":"web"`, 1)
 		}, messages.CodeVMNotFound, "web"},

@@ -38,6 +38,19 @@ type Target interface {
 	Flush(ctx context.Context) error
 }
 
+// Checker compares the content of blocks of digest.BlockSize with what it must be; a
+// *digest.Reader is one. A nil block stands for zeroes. Its methods are called from many goroutines.
+type Checker interface {
+	// Size returns the size of the disk in bytes.
+	Size() int64
+	// Check returns a *digest.Mismatch for content that is another.
+	Check(ctx context.Context, index int64, block []byte) error
+}
+
+// Changes tells which ranges have changed, by extents whose flags are nbd.FlagDirty there; for
+// their order and number see nbd.Conn.BlockStatus.
+type Changes func(ctx context.Context, off, length int64) ([]nbd.Extent, error)
+
 // Options of Copy and Verify. The zero value copies a disk to an empty target.
 type Options struct {
 	// Limiter bounds the rate of reading; the disks of a job share it. Nil means no limit.
@@ -54,7 +67,11 @@ type Options struct {
 	Digests *digest.Writer
 	// Check is what Copy compares the source's content with, before it is written. Its size is
 	// the source's.
-	Check *digest.Reader
+	Check Checker
+	// Changes makes Copy copy only what has changed: whole units of the target with a change in
+	// them, what reads as zeroes in them as explicit zeroes. Nothing else of the target is touched,
+	// and Digests says which pieces were.
+	Changes Changes
 	// ZeroHoles makes Copy write zeroes where the source reads as zeroes. Without it the target
 	// must read as zeroes before the copy.
 	ZeroHoles bool
@@ -78,12 +95,24 @@ type Stats struct {
 
 // Scan returns how many bytes Copy or Verify would read from src.
 func Scan(ctx context.Context, src Source) (int64, error) {
-	var total int64
-	err := plan(ctx, src, visitor{
+	total, err := (&job{src: src}).scan(ctx)
+	return total, atEdge(ctx, err)
+}
+
+func (j *job) scan(ctx context.Context) (total int64, err error) {
+	err = j.plan(ctx, visitor{
 		data: func(b block) error { total += b.dataBytes(); return nil },
 		hole: func(_, _ int64) error { return nil },
 	})
-	return total, atEdge(ctx, err)
+	return total, err
+}
+
+// plan takes v through what there is to do.
+func (j *job) plan(ctx context.Context, v visitor) error {
+	if j.Changes != nil {
+		return planChanges(ctx, j.src, j.Changes, j.Unit, v)
+	}
+	return plan(ctx, j.src, v)
 }
 
 // job is what Copy and Verify have in common.
@@ -117,6 +146,9 @@ func (j *job) prepare(ctx context.Context) error {
 	if j.Check != nil && j.Check.Size() != size {
 		return messages.Errorf(messages.CodeBackupCorrupt, "the digests are those of a disk of %d bytes, this one has %d", j.Check.Size(), size)
 	}
+	if j.Changes != nil {
+		j.ZeroHoles = true
+	}
 	if j.Depth <= 0 {
 		j.Depth = DefaultDepth
 	}
@@ -124,7 +156,7 @@ func (j *job) prepare(ctx context.Context) error {
 		return nil
 	}
 	var err error
-	j.Total, err = Scan(ctx, j.src)
+	j.Total, err = j.scan(ctx)
 	return err
 }
 

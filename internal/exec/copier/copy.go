@@ -39,9 +39,9 @@ func Copy(ctx context.Context, src Source, dst Target, o Options) (Stats, error)
 // Verify reads what src holds and compares it with its digests: blocks with a digest must have
 // that content, all others must read as zeroes. Ranges that src's block status calls zeroes are
 // not read. Of o it uses Limiter, Depth, Stall, Total and Progress; the error is as for Copy.
-func Verify(ctx context.Context, src Source, check *digest.Reader, o Options) (Stats, error) {
+func Verify(ctx context.Context, src Source, check Checker, o Options) (Stats, error) {
 	j := &job{Options: o, src: src}
-	j.Digests, j.Check = nil, check
+	j.Digests, j.Changes, j.Check = nil, nil, check
 	err := j.watchStall(ctx, j.run)
 	return j.stats, atEdge(ctx, err)
 }
@@ -58,7 +58,7 @@ func (j *job) run(ctx context.Context) error {
 	}
 	g.Go(func() error {
 		defer close(blocks)
-		return plan(gctx, j.src, visitor{
+		return j.plan(gctx, visitor{
 			data: func(b block) error { return j.hand(gctx, b, blocks) },
 			hole: func(off, n int64) error { return j.handHole(gctx, off, n, blocks) },
 		})
@@ -107,7 +107,7 @@ func (j *job) handHole(ctx context.Context, off, n int64, blocks chan<- block) e
 func (j *job) work(ctx context.Context, blocks <-chan block) error {
 	var buf []byte
 	for b := range blocks {
-		if b.data == 0 {
+		if b.data == 0 && b.lacks == 0 {
 			if err := j.hole(ctx, b); err != nil {
 				return err
 			}
@@ -130,7 +130,7 @@ func (j *job) block(ctx context.Context, b block, buf []byte) error {
 		return err
 	}
 	if j.Check != nil {
-		if err := j.Check.Check(b.index(), content); err != nil {
+		if err := j.Check.Check(ctx, b.index(), content); err != nil {
 			return err
 		}
 	}
@@ -180,6 +180,8 @@ func (j *job) record(b block, buf []byte) error {
 	switch {
 	case j.Digests == nil:
 		return nil
+	case b.lacks != 0:
+		return j.Digests.Put(b.index(), j.Digests.SumPart(buf, digest.Part(^b.lacks)))
 	case b.data != 0:
 		return j.Digests.Put(b.index(), j.Digests.Sum(buf))
 	case j.ZeroHoles:
@@ -199,7 +201,7 @@ func (j *job) write(ctx context.Context, b block, buf []byte, done *Stats) error
 	if !j.ZeroHoles {
 		return nil
 	}
-	for _, s := range b.spans(^b.data) {
+	for _, s := range b.spans(^b.data &^ b.lacks) {
 		if err := j.dst.WriteZeroes(ctx, b.off+s.start, s.end-s.start, nbd.MayPunch); err != nil {
 			return targetError(err, b.off+s.start)
 		}
@@ -212,7 +214,7 @@ func (j *job) write(ctx context.Context, b block, buf []byte, done *Stats) error
 func (j *job) hole(ctx context.Context, b block) error {
 	if j.Check != nil {
 		for i := b.index(); i*blockSize < b.off+b.size; i++ {
-			if err := j.Check.Check(i, nil); err != nil {
+			if err := j.Check.Check(ctx, i, nil); err != nil {
 				return err
 			}
 		}

@@ -151,7 +151,7 @@ func aligned(t *rapid.T, size int64) func(op string, off int64) error {
 func checkDigests(t *rapid.T, r *digest.Reader, data []byte, zeroHoles bool) {
 	for i := int64(0); i*blockSize < int64(len(data)); i++ {
 		block := data[i*blockSize : min((i+1)*blockSize, int64(len(data)))]
-		if err := r.Check(i, block); err != nil {
+		if err := r.Check(context.Background(), i, block); err != nil {
 			t.Error(err)
 		}
 		want := digest.Data

@@ -27,6 +27,8 @@ type block struct {
 	off  int64
 	size int64
 	data clusters // the rest reads as zeroes
+	// lacks are the clusters that are not to be copied; none unless changes alone are.
+	lacks clusters
 }
 
 // clusters is a set of the clusters of a block: bit i is the one at i*clusterSize.

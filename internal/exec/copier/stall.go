@@ -79,6 +79,18 @@ func (j *job) watchStall(ctx context.Context, work func(context.Context) error) 
 	if j.dst != nil {
 		j.dst = dst
 	}
+	if changes := j.Changes; changes != nil {
+		j.Changes = func(ctx context.Context, off, length int64) (list []nbd.Extent, err error) {
+			err = src.during(func() error {
+				list, err = changes(ctx, off, length)
+				return err
+			})
+			return list, err
+		}
+	}
+	if j.Check != nil {
+		j.Check = pulsingChecker{j.Check, &src.pulse}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	go func() {
@@ -129,6 +141,16 @@ func (s *pulsingSource) BlockStatus(ctx context.Context, meta string, off, lengt
 		return err
 	})
 	return list, err
+}
+
+// pulsingChecker is a Checker whose reading counts as the source's.
+type pulsingChecker struct {
+	Checker
+	pulse *pulse
+}
+
+func (c pulsingChecker) Check(ctx context.Context, index int64, block []byte) error {
+	return c.pulse.during(func() error { return c.Checker.Check(ctx, index, block) })
 }
 
 // pulsingTarget is a Target with a pulse.

@@ -33,6 +33,17 @@ func Algorithm(keyed bool) string {
 // never are a block's digest.
 type Sum [SumSize]byte
 
+// PieceSize is what a block's pieces have, in bytes: an incremental holds a block in such pieces.
+const PieceSize = BlockSize / 16
+
+// Part is a set of the pieces of a block: bit i is the one at i*PieceSize.
+type Part uint16
+
+// Whole returns the set of all the pieces of a block of size bytes.
+func Whole(size int64) Part {
+	return Part(1<<((size+PieceSize-1)/PieceSize) - 1)
+}
+
 // Kind says what a record stands for.
 type Kind uint8
 
@@ -163,23 +174,43 @@ func (h *hasher) flags() uint32 {
 }
 
 func (h *hasher) sum(block []byte) Sum {
-	var s Sum
 	if h.key == nil {
-		s = xxh3.Hash128(block).Bytes()
-	} else {
-		s = h.keyed(block)
+		return asData(xxh3.Hash128(block).Bytes())
 	}
+	return asData(h.keyed(block, nil))
+}
+
+// sumPart is the digest of the block and, if it is not whole, of which pieces are there: a piece
+// of zeroes is another thing than one that is not there.
+func (h *hasher) sumPart(block []byte, part Part) Sum {
+	whole := Whole(int64(len(block)))
+	if part &= whole; part == whole {
+		return h.sum(block)
+	}
+	tail := binary.LittleEndian.AppendUint16(nil, uint16(part))
+	if h.key != nil {
+		return asData(h.keyed(block, tail))
+	}
+	x := xxh3.New()
+	_, _ = x.Write(block) // never fails
+	_, _ = x.Write(tail)
+	return asData(x.Sum128().Bytes())
+}
+
+// asData keeps a digest from being one of the two values with another meaning.
+func asData(s Sum) Sum {
 	if s.kind() != Data {
 		s[0] ^= 1
 	}
 	return s
 }
 
-func (h *hasher) keyed(block []byte) Sum {
+func (h *hasher) keyed(block, tail []byte) Sum {
 	b := h.pool.Get().(*blake3.Hasher)
 	defer h.pool.Put(b)
 	b.Reset()
 	_, _ = b.Write(block) // never fails
+	_, _ = b.Write(tail)
 	var full [KeySize]byte
 	return Sum(b.Sum(full[:0])[:SumSize])
 }

@@ -154,12 +154,12 @@ func TestCheck(t *testing.T) {
 			must(t, w.Put(3, w.Sum(data[:100])))
 			must(t, w.Close())
 			r := open(t, path, key)
-			must(t, r.Check(0, data))
-			must(t, r.Check(1, nil))
-			must(t, r.Check(1, zero))
-			must(t, r.Check(2, nil))
-			must(t, r.Check(2, zero))
-			must(t, r.Check(3, data[:100]))
+			must(t, r.Check(t.Context(), 0, data))
+			must(t, r.Check(t.Context(), 1, nil))
+			must(t, r.Check(t.Context(), 1, zero))
+			must(t, r.Check(t.Context(), 2, nil))
+			must(t, r.Check(t.Context(), 2, zero))
+			must(t, r.Check(t.Context(), 3, data[:100]))
 
 			flipped := bytes.Clone(data)
 			flipped[BlockSize-1] ^= 1
@@ -177,7 +177,7 @@ func TestCheck(t *testing.T) {
 				{3, nil, Mismatch{3 * BlockSize, 100}},
 			} {
 				var m *Mismatch
-				if err := r.Check(wrong.index, wrong.block); !errors.As(err, &m) || *m != wrong.want {
+				if err := r.Check(t.Context(), wrong.index, wrong.block); !errors.As(err, &m) || *m != wrong.want {
 					t.Errorf("block %d: %v", wrong.index, err)
 				}
 			}

@@ -2,6 +2,7 @@ package digest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -138,7 +139,7 @@ func (r *Reader) Recorded() iter.Seq2[int64, error] {
 
 // Check compares a block's content with its record and returns a *Mismatch if they differ. A nil
 // block stands for zeroes; so does a block of zeroes, which has no Sum in the record.
-func (r *Reader) Check(index int64, block []byte) error {
+func (r *Reader) Check(_ context.Context, index int64, block []byte) error {
 	want, kind, err := r.Get(index)
 	if err != nil {
 		return err
@@ -150,9 +151,31 @@ func (r *Reader) Check(index int64, block []byte) error {
 	} else if kind == Data && r.hash.sum(block) == want {
 		return nil
 	}
-	off := index * BlockSize
-	return &Mismatch{Offset: off, Length: min(BlockSize, r.size-off)}
+	return r.mismatch(index)
 }
+
+// CheckPart is Check for a file that holds only some pieces of the block, as that of an
+// incremental: which ones is compared as well. The other pieces of the block must be zeroes.
+func (r *Reader) CheckPart(index int64, block []byte, part Part) error {
+	want, kind, err := r.Get(index)
+	if err != nil {
+		return err
+	}
+	part &= Whole(r.blockBytes(index))
+	switch {
+	case part == 0 && kind == Absent,
+		kind == Zero && part == Whole(r.blockBytes(index)) && isZero(block),
+		part != 0 && kind == Data && r.hash.sumPart(block, part) == want:
+		return nil
+	}
+	return r.mismatch(index)
+}
+
+func (r *Reader) mismatch(index int64) *Mismatch {
+	return &Mismatch{Offset: index * BlockSize, Length: r.blockBytes(index)}
+}
+
+func (r *Reader) blockBytes(index int64) int64 { return min(BlockSize, r.size-index*BlockSize) }
 
 // Close closes the file.
 func (r *Reader) Close() error { return readError(r.f.Close()) }

@@ -58,6 +58,10 @@ func (w *Writer) Size() int64 { return w.size }
 // Sum returns the digest of a block's content.
 func (w *Writer) Sum(block []byte) Sum { return w.hash.sum(block) }
 
+// SumPart returns the digest of a block of which only some pieces are in the backup file, at least
+// one. The others must be zeroes in block.
+func (w *Writer) SumPart(block []byte, part Part) Sum { return w.hash.sumPart(block, part) }
+
 // Put records the digest of a block. The index counts blocks from the start of the disk.
 func (w *Writer) Put(index int64, s Sum) error {
 	if err := w.check(index, 1); err != nil {

@@ -31,6 +31,9 @@ type BackupSpec struct {
 	Quiesce messages.Quiesce
 	// Watchdog guards the freeze.
 	Watchdog Watchdog
+	// Checkpoint is made at the moment of the backup, with bitmaps for its disks; one without a
+	// name is not. It is gone again when the backup does not begin.
+	Checkpoint Checkpoint
 }
 
 // BackupDisk is a disk to serve.
@@ -40,7 +43,13 @@ type BackupDisk struct {
 	// ScratchFile takes what the guest overwrites during the backup. libvirt creates it for QEMU's
 	// user; when its file system is full the guest's writes fail.
 	ScratchFile string
+	// Since is the name of a checkpoint: the export says what has changed since then, by the dirty
+	// bitmap DirtyBitmap. "" leaves that out.
+	Since string
 }
+
+// DirtyBitmap returns the name of the dirty bitmap that the export of a disk with Since has.
+func (d BackupDisk) DirtyBitmap() string { return "backup-" + d.Target }
 
 // Begun says how a backup began.
 type Begun struct {
@@ -69,8 +78,9 @@ type BackupJob struct {
 //
 // After an error there is no job; when ctx ended first, the job and the freeze are taken back as
 // soon as libvirt answers. The error has the code CodeVMNotFound, CodeVMStateChanged (the VM does
-// not run), CodeDiskUnsupported (see checkIOThreads), CodeFreezeFailed, CodeBackupBeginFailed or
-// CodeHypervisorDown.
+// not run), CodeDiskUnsupported (see checkIOThreads), CodeFreezeFailed, CodeChainBroken (a
+// checkpoint of Since, or one of its bitmaps, is missing or cannot be trusted),
+// CodeBackupBeginFailed or CodeHypervisorDown.
 func (h *Hypervisor) BeginBackup(ctx context.Context, spec BackupSpec) (Begun, error) {
 	return call(ctx, h, func(conn *libvirt.Connect) (Begun, error) {
 		return h.begin(ctx, conn, spec)
@@ -82,6 +92,17 @@ func (h *Hypervisor) takeBack(spec BackupSpec) func(*libvirt.Connect, Begun) {
 	return func(conn *libvirt.Connect, _ Begun) {
 		if err := end(conn, spec.Domain, spec.Socket); err != nil {
 			h.log.Error().Str("vm", spec.Domain).Err(plain(err)).Msg("a backup that nobody waits for does not end")
+		}
+		if spec.Checkpoint.Name == "" {
+			return
+		}
+		dom, err := lookup(conn, spec.Domain)
+		if err == nil {
+			defer free(dom)
+			_, err = deleteCheckpoint(dom, spec.Checkpoint)
+		}
+		if err != nil {
+			h.log.Error().Str("vm", spec.Domain).Err(plain(err)).Msg("the checkpoint of a backup that nobody waits for stays")
 		}
 	}
 }
@@ -103,7 +124,7 @@ func (h *Hypervisor) begin(ctx context.Context, conn *libvirt.Connect, spec Back
 	if err := checkIdle(dom, spec.Domain); err != nil {
 		return Begun{}, err
 	}
-	document, err := backupXML(conn, dom, spec)
+	document, checkpoint, err := backupXML(conn, dom, spec)
 	if err != nil {
 		return Begun{}, err
 	}
@@ -111,17 +132,27 @@ func (h *Hypervisor) begin(ctx context.Context, conn *libvirt.Connect, spec Back
 	if err != nil {
 		return Begun{}, err
 	}
-	begun, err := f.around(ctx, spec.Quiesce, state, func() error { return dom.BackupBegin(document, "", 0) })
+	begun, err := f.around(ctx, spec.Quiesce, state, func() error { return dom.BackupBegin(document, checkpoint, 0) })
 	if err == nil {
 		return begun, nil
 	}
 	if endErr := end(conn, spec.Domain, spec.Socket); endErr != nil {
 		h.log.Error().Str("vm", spec.Domain).Err(plain(endErr)).Msg("a backup that nobody wants does not end")
 	}
+	if spec.Checkpoint.Name != "" {
+		// A bitmap of this name, which an earlier attempt left, may be why; it goes as well.
+		if _, dropErr := deleteCheckpoint(dom, spec.Checkpoint); dropErr != nil {
+			h.log.Error().Str("vm", spec.Domain).Err(plain(dropErr)).Msg("the checkpoint of a backup that did not begin stays")
+		}
+	}
 	if state, stateErr := stateOf(dom); stateErr == nil && !state.Active() {
 		return Begun{}, errStopped(spec.Domain, plain(err))
 	}
-	return Begun{}, messages.EnsureCode(messages.CodeBackupBeginFailed, fmt.Errorf("begin the backup of %s: %w", spec.Domain, plain(err)))
+	code := messages.CodeBackupBeginFailed
+	if is(err, libvirt.ERR_CHECKPOINT_INCONSISTENT, libvirt.ERR_NO_DOMAIN_CHECKPOINT) {
+		code = messages.CodeChainBroken
+	}
+	return Begun{}, messages.EnsureCode(code, fmt.Errorf("begin the backup of %s: %w", spec.Domain, plain(err)))
 }
 
 func (h *Hypervisor) freezer(dom *libvirt.Domain, spec BackupSpec) (freezer, error) {
@@ -152,40 +183,48 @@ func checkIdle(dom *libvirt.Domain, name string) error {
 		WithHint("Wait for the VM's other job, such as a migration or a save (virsh domjobinfo).")
 }
 
-// backupXML writes libvirt's domainbackup document, for a backup that does the guest no harm.
-func backupXML(conn *libvirt.Connect, dom *libvirt.Domain, spec BackupSpec) (string, error) {
+// backupXML writes libvirt's domainbackup document, for a backup that does the guest no harm, and
+// the domaincheckpoint document that goes with it, "" for none.
+func backupXML(conn *libvirt.Connect, dom *libvirt.Domain, spec BackupSpec) (backup, checkpoint string, err error) {
 	live, err := dom.GetXMLDesc(0)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	var def libvirtxml.Domain
 	if err := def.Unmarshal(live); err != nil {
-		return "", fmt.Errorf("read the definition of %s: %w", spec.Domain, err)
+		return "", "", fmt.Errorf("read the definition of %s: %w", spec.Domain, err)
 	}
 	if err := checkIOThreads(conn, def, spec); err != nil {
-		return "", err
+		return "", "", err
 	}
-	return pullXML(def, spec)
+	if backup, err = pullXML(def, spec); err != nil || spec.Checkpoint.Name == "" {
+		return backup, "", err
+	}
+	checkpoint, err = checkpointXML(def, spec.Checkpoint, time.Time{})
+	return backup, checkpoint, err
 }
 
 func pullXML(def libvirtxml.Domain, spec BackupSpec) (string, error) {
-	scratch := make(map[string]string, len(spec.Disks))
+	wanted := make(map[string]BackupDisk, len(spec.Disks))
 	for _, d := range spec.Disks {
-		scratch[d.Target] = d.ScratchFile
+		wanted[d.Target] = d
 	}
 	var disks libvirtxml.DomainBackupPullDisks
 	if def.Devices != nil {
 		for _, x := range def.Devices.Disks {
 			disk := libvirtxml.DomainBackupPullDisk{Name: targetOf(x), Backup: "no"}
-			if file, wanted := scratch[disk.Name]; wanted {
-				disk.Backup = "yes"
-				disk.Scratch = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: file}}
-				delete(scratch, disk.Name)
+			if d, ok := wanted[disk.Name]; ok {
+				disk.Backup, disk.BackupMode = "yes", "full"
+				if d.Since != "" {
+					disk.BackupMode, disk.Incremental, disk.ExportBitmap = "incremental", d.Since, d.DirtyBitmap()
+				}
+				disk.Scratch = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: d.ScratchFile}}
+				delete(wanted, disk.Name)
 			}
 			disks.Disks = append(disks.Disks, disk)
 		}
 	}
-	for target := range scratch {
+	for target := range wanted {
 		return "", messages.Errorf(messages.CodeVMStateChanged, "%s has no disk %s any more", spec.Domain, target)
 	}
 	backup := libvirtxml.DomainBackup{Pull: &libvirtxml.DomainBackupPull{

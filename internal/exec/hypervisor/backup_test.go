@@ -185,7 +185,7 @@ func testEncrypted(t *testing.T, l *lab.Libvirt, h *Hypervisor) {
 		}
 		wantCode(t, disk.CheckOpen(), messages.CodeSourceEncrypted)
 		vm.Write(t, disk.Target, 0, lab.MiB, 0x77)
-		s.Disks = append(s.Disks, BackupDisk{disk.Target, filepath.Join(filepath.Dir(s.Socket), disk.Target+".scratch")})
+		s.Disks = append(s.Disks, BackupDisk{Target: disk.Target, ScratchFile: filepath.Join(filepath.Dir(s.Socket), disk.Target+".scratch")})
 	}
 	begin(t, h, s)
 	for _, disk := range d.Disks {

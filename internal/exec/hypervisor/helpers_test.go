@@ -44,7 +44,7 @@ func spec(t *testing.T, d Domain, targets ...string) BackupSpec {
 	}
 	s := BackupSpec{Domain: d.Name, Socket: filepath.Join(dir, "nbd.sock")}
 	for _, target := range targets {
-		s.Disks = append(s.Disks, BackupDisk{target, filepath.Join(dir, target+".scratch")})
+		s.Disks = append(s.Disks, BackupDisk{Target: target, ScratchFile: filepath.Join(dir, target+".scratch")})
 	}
 	return s
 }

@@ -77,6 +77,18 @@ const (
 	FlagZero = 1 << 1
 )
 
+// FlagDirty is the flag of an Extent of one of QEMU's dirty bitmaps (qemu:dirty-bitmap:NAME,
+// docs/interop/nbd.txt of QEMU): it has changed.
+const FlagDirty = 1 << 0
+
+// DirtyBitmap returns the name of the metadata context of a dirty bitmap that QEMU exports.
+func DirtyBitmap(name string) string { return "qemu:dirty-bitmap:" + name }
+
+// AllocationDepth is QEMU's metadata context whose extents have as flags the layer of the image
+// chain that they come from (docs/interop/nbd.txt of QEMU): 0 for none, 1 for the topmost. An
+// explicit zero counts as allocated.
+const AllocationDepth = "qemu:allocation-depth"
+
 // Limits on what a server may send, so that a broken one costs no memory.
 const (
 	// maxString is the longest string the protocol allows, in bytes.

@@ -130,7 +130,9 @@ func (g *graph) newQcow2(ctx context.Context, base string, b NewBackup) (string,
 }
 
 // OpenBackup exports a backup's content for reading as export, and the bytes of its qcow2, out of
-// the LUKS container, as export+ContainerSuffix: Check needs no passphrase. A backup that refers
+// the LUKS container, as export+ContainerSuffix: Check needs no passphrase. Of an incremental the
+// content is what it holds itself, zeroes elsewhere; the metadata context qemu:allocation-depth
+// tells the two apart. A backup that refers
 // to any other file of this host is refused (CodeBackupCorrupt), and so is one that is encrypted
 // or not against expectation: an attacker on the NAS must not pass a plain file off as ours.
 func (d *Daemon) OpenBackup(ctx context.Context, export string, b Backup) error {
@@ -138,28 +140,33 @@ func (d *Daemon) OpenBackup(ctx context.Context, export string, b Backup) error 
 		if err := checkBackup(b); err != nil {
 			return err
 		}
-		base, err := g.ownFile(ctx, b.Path, object{"read-only": true})
+		base, top, err := g.openBackup(ctx, b)
 		if err != nil {
-			return err
-		}
-		if b.Passphrase != nil {
-			if base, err = g.openContainer(ctx, base, b.Passphrase); err != nil {
-				return err
-			}
-		}
-		top, err := g.node(ctx, object{"driver": FormatQcow2, "file": base, "backing": nil, "read-only": true})
-		if err != nil {
-			return err
-		}
-		if err := g.standsAlone(ctx, top); err != nil {
 			return err
 		}
 		if err := g.export(ctx, export+ContainerSuffix, base, false); err != nil {
 			return err
 		}
-		return g.export(ctx, export, top, false)
+		return g.exportDepths(ctx, export, top)
 	})
 	return classify(ctx, opening, fmt.Sprintf("open backup %q", b.Path), err)
+}
+
+// openBackup adds the nodes of a backup's file: that of the bytes of its qcow2, and that of its
+// own content.
+func (g *graph) openBackup(ctx context.Context, b Backup) (base, top string, err error) {
+	if base, err = g.ownFile(ctx, b.Path, object{"read-only": true}); err != nil {
+		return "", "", err
+	}
+	if b.Passphrase != nil {
+		if base, err = g.openContainer(ctx, base, b.Passphrase); err != nil {
+			return "", "", err
+		}
+	}
+	if top, err = g.node(ctx, object{"driver": FormatQcow2, "file": base, "backing": nil, "read-only": true}); err != nil {
+		return "", "", err
+	}
+	return base, top, g.standsAlone(ctx, top)
 }
 
 // checkPassphrase refuses an empty passphrase, which LUKS would take.

@@ -5,6 +5,7 @@
 //	a disk to write      raw or qcow2 > file or block device
 //	a backup to write    [compress] > qcow2 > [LUKS] > file
 //	a backup to read     qcow2 > [LUKS] > file
+//	a chain to read      qcow2 > [LUKS] > file, on top of the next of the chain, and each alone
 //
 // Each graph is one NBD export on a unix socket; its bytes are the disk's own. The daemon is
 // driven over QMP by a small client of this package, on a socket pair that has no name.

@@ -186,10 +186,19 @@ func (g *graph) seal(ctx context.Context, options object) error {
 // export serves a node over NBD. There is no iothread: QEMU 7.2 ends on a failed assertion when
 // a client of an export in an iothread disconnects.
 func (g *graph) export(ctx context.Context, name, node string, writable bool) error {
+	return g.exportWith(ctx, object{"node-name": node, "name": name, "writable": writable})
+}
+
+// exportDepths serves a node for reading that also says which of its content is its own: the
+// metadata context qemu:allocation-depth.
+func (g *graph) exportDepths(ctx context.Context, name, node string) error {
+	return g.exportWith(ctx, object{"node-name": node, "name": name, "writable": false, "allocation-depth": true})
+}
+
+func (g *graph) exportWith(ctx context.Context, options object) error {
 	id := g.d.id("export")
-	return g.put(ctx, "block-export-add", object{
-		"type": "nbd", "id": id, "node-name": node, "name": name, "writable": writable,
-	}, step{remove: func(ctx context.Context) error { return g.d.removeExport(ctx, id) }})
+	options["type"], options["id"] = "nbd", id
+	return g.put(ctx, "block-export-add", options, step{remove: func(ctx context.Context) error { return g.d.removeExport(ctx, id) }})
 }
 
 func (d *Daemon) removeExport(ctx context.Context, id string) error {
