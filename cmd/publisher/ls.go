@@ -41,9 +41,9 @@ func (c *lsCmd) Run(ctx context.Context, a *app) error {
 }
 
 func printBackups(w io.Writer, list []messages.CatalogEntry) error {
-	t := newTable(w, "ID", "ZONE", "HOST", "VM", "CREATED", "MODE", "DISKS", "SIZE", "STORED", "FEATURES")
+	t := newTable(w, "ID", "ZONE", "HOST", "VM", "CREATED", "MODE", "PARENT", "DISKS", "SIZE", "STORED", "FEATURES")
 	for _, e := range list {
-		t.row(e.ID, e.Zone, e.Host, e.VM, stamp(e.CreatedAt), string(e.Mode), fmt.Sprint(len(e.Disks)),
+		t.row(e.ID, e.Zone, e.Host, e.VM, stamp(e.CreatedAt), string(e.Mode), orDash(e.Parent), fmt.Sprint(len(e.Disks)),
 			size(e.VirtualBytes), size(e.StoredBytes), features(e))
 	}
 	return t.flush()

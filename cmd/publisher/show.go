@@ -39,7 +39,7 @@ func printBackup(w io.Writer, e messages.CatalogEntry) error {
 	t.row("vm", e.VM)
 	t.row("host", e.Zone+"/"+e.Host)
 	t.row("created", stamp(e.CreatedAt))
-	t.row("mode", string(e.Mode))
+	t.row("mode", mode(e))
 	t.row("features", features(e))
 	if e.Revision != "" {
 		t.row("passphrase", e.Revision)
@@ -64,6 +64,17 @@ func printBackup(w io.Writer, e messages.CatalogEntry) error {
 		t.row(d.Name, d.File, size(d.VirtualBytes), size(d.DataBytes), size(d.StoredBytes))
 	}
 	return t.flush()
+}
+
+// mode tells what a backup is, and why or of which.
+func mode(e messages.CatalogEntry) string {
+	switch {
+	case e.Parent != "":
+		return fmt.Sprintf("%s of %s", e.Mode, e.Parent)
+	case e.FullReason != "":
+		return fmt.Sprintf("%s (%s)", e.Mode, e.FullReason)
+	}
+	return string(e.Mode)
 }
 
 // ratio is what the repository holds of the data that was copied.

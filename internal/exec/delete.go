@@ -3,32 +3,80 @@ package exec
 import (
 	"context"
 	"fmt"
+	"strings"
 
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// remove deletes a stored backup. One that is gone already is as good as deleted: what is left to
-// do is to forget it.
+// remove deletes a stored backup, and with cascade the incrementals that need it, which are a reason
+// to refuse otherwise. One that is gone already is as good as deleted: what is left to do is to
+// forget it.
 func (e *Executor) remove(ctx context.Context, ws *workspace, cmd *messages.DeleteBackup, r Reporter) (Outcome, error) {
 	r.Phase(messages.PhaseMounting)
 	repo, err := ws.repository(ctx, cmd.Backup.Repository)
 	if err != nil {
 		return Outcome{}, err
 	}
-	r.Phase(messages.PhaseCommitting)
-	out := Outcome{BackupID: cmd.Backup.ID, Deleted: &Deleted{Zone: e.cfg.Zone, Host: e.cfg.Host}}
-	if b, err := repo.Find(ctx, cmd.Backup); err == nil {
-		out.Deleted = &Deleted{Zone: b.Manifest.Zone, Host: b.Manifest.Host}
-	}
-	err = repo.Delete(ctx, cmd.Backup)
-	if messages.CodeOf(err) == messages.CodeBackupNotFound {
-		out.Notes = append(out.Notes, "the backup was not on the repository any more")
-		err = nil
-	}
+	needing, err := repo.Dependents(ctx, cmd.Backup)
 	if err != nil {
 		return Outcome{}, err
 	}
+	if len(needing) > 0 && !cmd.Cascade {
+		return Outcome{}, errNeeded(cmd.Backup.ID, needing)
+	}
+	r.Phase(messages.PhaseCommitting)
+	self := repository.Dependent{ID: cmd.Backup.ID, Zone: e.cfg.Zone, Host: e.cfg.Host}
+	if b, err := repo.Find(ctx, cmd.Backup); err == nil {
+		self = repository.Dependent{ID: b.Manifest.ID, Zone: b.Manifest.Zone, Host: b.Manifest.Host, Checkpoint: b.Manifest.Checkpoint}
+	}
+	out := Outcome{BackupID: cmd.Backup.ID}
+	// The children first: whatever interrupts this, each backup that is left has its chain.
+	for _, d := range append(needing, self) {
+		ref := cmd.Backup
+		ref.ID = d.ID
+		err := repo.Delete(ctx, ref)
+		if messages.CodeOf(err) == messages.CodeBackupNotFound {
+			out.Notes = append(out.Notes, fmt.Sprintf("backup %s was not on the repository any more", d.ID))
+			err = nil
+		}
+		if err != nil {
+			return Outcome{}, err
+		}
+		out.Deleted = append(out.Deleted, Deleted{ID: d.ID, Zone: d.Zone, Host: d.Host})
+		e.dropCheckpoint(ctx, cmd.Backup.VM, d.Checkpoint)
+	}
+	if len(needing) > 0 {
+		out.Notes = append(out.Notes, fmt.Sprintf("deleted with the incrementals that needed it: %s", idsOf(needing)))
+	}
 	return out, nil
+}
+
+func errNeeded(id string, needing []repository.Dependent) error {
+	return messages.Errorf(messages.CodeBackupNeeded, "backup %s is needed by %s", id, idsOf(needing))
+}
+
+func idsOf(list []repository.Dependent) string {
+	var ids []string
+	for _, d := range list {
+		ids = append(ids, d.ID)
+	}
+	return strings.Join(ids, ", ")
+}
+
+// dropCheckpoint removes the checkpoint of a backup that is gone, if its VM is on this host. The next
+// backup of the VM would do so too.
+func (e *Executor) dropCheckpoint(ctx context.Context, vm, name string) {
+	if name == "" || e.cfg.Hypervisor == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, stateTimeout,
+		messages.Errorf(messages.CodeHypervisorDown, "no answer in %s", stateTimeout))
+	defer cancel()
+	if _, err := e.cfg.Hypervisor.DeleteCheckpoint(ctx, vm, hypervisor.Checkpoint{Name: name}); err != nil {
+		e.cfg.Log.Warn().Err(err).Str("vm", vm).Str("checkpoint", name).Msg("the checkpoint of a deleted backup stays")
+	}
 }
 
 // list reads the manifests of a repository. A broken one is noted and does not hide the others.

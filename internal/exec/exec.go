@@ -87,8 +87,8 @@ type Reporter interface {
 	Verified(backupID string, v messages.Verification)
 }
 
-// Deleted says which host had taken the backup that is gone.
-type Deleted struct{ Zone, Host string }
+// Deleted is a backup that is gone, and the host that had taken it.
+type Deleted struct{ ID, Zone, Host string }
 
 // Outcome is what a job that succeeded has to say.
 type Outcome struct {
@@ -96,8 +96,8 @@ type Outcome struct {
 	BackupID string
 	// Backup is set when one was taken.
 	Backup *messages.CatalogEntry
-	// Deleted is set when BackupID no longer exists.
-	Deleted *Deleted
+	// Deleted are the backups that no longer exist.
+	Deleted []Deleted
 	// Listed holds what a repository holds; nil unless one was listed.
 	Listed []messages.CatalogEntry
 	// Restored names the files or devices written, by disk.

@@ -258,7 +258,7 @@ func TestRestoreTakesItsPlaceFromTheCatalog(t *testing.T) {
 		t.Error(err)
 	}
 	// Deleting reads nothing and needs no passphrase.
-	if job, err = m.DeleteJob(t.Context(), BackupSettings{Backup: entry.ID}); err != nil || job.Host != "h2" {
+	if job, err = m.DeleteJob(t.Context(), BackupSettings{Backup: entry.ID}, true); err != nil || job.Host != "h2" || !job.Command.(*messages.DeleteBackup).Cascade {
 		t.Errorf("%+v, %v", job, err)
 	}
 }

@@ -68,8 +68,8 @@ func (m *Manager) VerifyJob(ctx context.Context, b BackupSettings, s ReadSetting
 	}, s.PassphraseFile, r)
 }
 
-// DeleteJob makes the job that deletes a stored backup.
-func (m *Manager) DeleteJob(ctx context.Context, b BackupSettings) (*Job, error) {
+// DeleteJob makes the job that deletes a stored backup; with cascade, what needs it as well.
+func (m *Manager) DeleteJob(ctx context.Context, b BackupSettings, cascade bool) (*Job, error) {
 	entry, err := m.Backup(ctx, b.Backup)
 	if err != nil {
 		return nil, err
@@ -78,7 +78,7 @@ func (m *Manager) DeleteJob(ctx context.Context, b BackupSettings) (*Job, error)
 	if err != nil {
 		return nil, err
 	}
-	job := &Job{Zone: b.zone(entry), Host: b.host(entry), Command: &messages.DeleteBackup{Header: head, Backup: entry.Ref()}, chosenID: b.JobID != ""}
+	job := &Job{Zone: b.zone(entry), Host: b.host(entry), Command: &messages.DeleteBackup{Header: head, Backup: entry.Ref(), Cascade: cascade}, chosenID: b.JobID != ""}
 	return job, job.check()
 }
 

@@ -49,6 +49,7 @@ type TakeSettings struct {
 	Verify          *bool             `help:"Read the backup back after the copy and compare it with its digests." negatable:"" yaml:"verify"`
 	Quiesce         string            `help:"Freeze the guest's file systems: off, best_effort or required; best_effort without a value." type:"quiesce" placeholder:"HOW" yaml:"quiesce"`
 	Mode            string            `help:"full, incremental or auto." placeholder:"MODE" yaml:"mode"`
+	FullEvery       int               `help:"Backups of a chain before --mode auto takes a full one; 0 is the contract's default." placeholder:"N" yaml:"full-every"`
 	Detail          map[string]string `help:"Set a detail of the command as it travels; one that contradicts a flag is refused." mapsep:"none" placeholder:"KEY=VALUE" yaml:"detail"`
 	Attempts        int               `help:"How often the job is tried; 0 is the contract's default." placeholder:"N" yaml:"attempts"`
 	Timeout         time.Duration     `help:"How long the job may take, all attempts together, such as 2h; 0 is the host's limit." placeholder:"DURATION" yaml:"timeout"`
@@ -81,7 +82,7 @@ func TakeJob(src Source, s TakeSettings, r *Passphrases) (*Job, error) {
 	}
 	cmd := &messages.TakeBackup{
 		Header: head, VM: src.VM, BackupPath: s.BackupPath, Repository: repository,
-		Quiesce: quiesce(s.Quiesce), Mode: messages.Mode(s.Mode), Details: details,
+		Quiesce: quiesce(s.Quiesce), Mode: messages.Mode(s.Mode), FullEvery: s.FullEvery, Details: details,
 	}
 	if (src.VM == "") == (len(src.Images) == 0) {
 		return nil, usagef("exactly one of a VM and images is backed up")

@@ -100,8 +100,10 @@ func (j *job) updateCatalog(out exec.Outcome) error {
 	if out.Backup != nil {
 		return j.w.out.PutBackup(j.words, *out.Backup)
 	}
-	if d := out.Deleted; d != nil {
-		return j.w.out.RemoveBackup(j.words, d.Zone, d.Host, out.BackupID)
+	for _, d := range out.Deleted {
+		if err := j.w.out.RemoveBackup(j.words, d.Zone, d.Host, d.ID); err != nil {
+			return err
+		}
 	}
 	for _, entry := range out.Listed {
 		if err := j.w.out.PutBackup(j.words, entry); err != nil {

@@ -17,7 +17,7 @@ func TestWhatIsDoneIsReportedAndNotDoneAgain(t *testing.T) {
 	r := start(t, Config{Grace: time.Second, StateDir: state}, func(_ context.Context, c messages.Command, rep exec.Reporter) (exec.Outcome, error) {
 		rep.Verified(c.Head().JobID, messages.Verification{Disks: 3})
 		entered <- struct{}{}
-		return exec.Outcome{BackupID: "B", Deleted: &exec.Deleted{Zone: zone, Host: host}, Restored: map[string]string{"vda": "/a"}, Notes: []string{"n"}}, nil
+		return exec.Outcome{BackupID: "B", Deleted: []exec.Deleted{{ID: "B", Zone: zone, Host: host}}, Restored: map[string]string{"vda": "/a"}, Notes: []string{"n"}}, nil
 	})
 	r.out.fail = errors.New("no server")
 	id, data := take(t, "vm1", 1)
