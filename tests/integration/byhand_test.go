@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,23 +19,64 @@ func TestRestoreByHand(t *testing.T) {
 	plain := w.take(t, "--image", image, "--compress")
 	sealed := w.take(t, "--image", image, "--compress", "--encrypt", "--passphrase-file", w.passphraseFile(t, passphrase))
 	recipes := shellBlocks(t, "../../docs/restore-by-hand.md", "qemu-img convert")
-	if len(recipes) != 2 {
-		t.Fatalf("the page has %d recipes with qemu-img convert, the test knows 2", len(recipes))
+	if len(recipes) != 4 {
+		t.Fatalf("the page has %d recipes with qemu-img convert, the tests know 4", len(recipes))
 	}
 	w.stop(t) // by hand means without it
 	for i, ev := range []string{plain.BackupID, sealed.BackupID} {
 		dir := filepath.Join(w.nas, "vm", ev)
 		out := filepath.Join(w.dir, "by-hand.qcow2")
-		recipe := strings.NewReplacer(
-			"/var/lib/libvirt/images/vda.qcow2", out,
-			"/root/passphrase", w.keyFile(t),
+		byHand(t, dir, recipes[i], strings.NewReplacer(
+			"/var/lib/libvirt/images/vda.qcow2", out, "/root/passphrase", w.keyFile(t),
 			"vda.qcow2", "disk0.qcow2", "vda.luks", "disk0.luks",
-			"\\\n", " ",
-		).Replace(recipes[i])
-		args := strings.Fields(recipe)
-		t.Logf("in %s: %s", dir, strings.Join(args, " "))
-		lab.Run(t, "env", append([]string{"-C", dir}, args...)...)
+		))
 		compare(t, "raw", image, "qcow2", out)
+		if err := os.Remove(out); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// byHand runs a recipe in a folder, as a shell would that knows line breaks and single quotes.
+func byHand(t *testing.T, dir, recipe string, names *strings.Replacer) {
+	t.Helper()
+	args := strings.Fields(names.Replace(strings.ReplaceAll(recipe, "\\\n", " ")))
+	for i := 0; i < len(args); i++ {
+		if !strings.HasPrefix(args[i], "'") {
+			continue
+		}
+		for !strings.HasSuffix(args[i], "'") {
+			args[i] += args[i+1]
+			args = slices.Delete(args, i+1, i+2)
+		}
+		args[i] = strings.Trim(args[i], "'")
+	}
+	t.Logf("in %s: %s", dir, strings.Join(args, " "))
+	lab.Run(t, "env", append([]string{"-C", dir}, args...)...)
+}
+
+// TestRestoreAChainByHand does the same with the recipes for incrementals.
+func TestRestoreAChainByHand(t *testing.T) {
+	l := lab.Libvirtd(t)
+	w := newWorld(t, l.URI)
+	disk := lab.Disk{Path: filepath.Join(w.dir, "a.qcow2"), Format: "qcow2"}
+	lab.Run(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", dataImage(t, w, "a.raw", 64), disk.Path)
+	vm := l.DefineVM(t, lab.VMOptions{Name: "vm", Disks: []lab.Disk{disk}})
+	recipes := shellBlocks(t, "../../docs/restore-by-hand.md", "qemu-img convert")
+	for i, f := range []features{{compress: true}, {encrypt: true}} {
+		var ids []string
+		for step, mode := range []string{"full", "incremental", "incremental"} {
+			vm.Write(t, "vda", int64(10+5*step)*lab.MiB, lab.MiB, byte(i+step+1))
+			vm.Discard(t, "vda", int64(2*step)*lab.MiB, lab.MiB)
+			ev := w.take(t, append(f.flags(w, t), "--vm", "vm", "--mode", mode, "--backup-path", f.String())...)
+			ids = append(ids, ev.BackupID)
+		}
+		out := filepath.Join(w.dir, "by-hand.qcow2")
+		byHand(t, filepath.Join(w.nas, f.String(), "vm"), recipes[2+i], strings.NewReplacer(
+			"/var/lib/libvirt/images/vda.qcow2", out, "/root/passphrase", w.keyFile(t),
+			"FULL", ids[0], "NEXT", ids[1], "LAST", ids[2],
+		))
+		compare(t, "qcow2", disk.Path, "qcow2", out)
 		if err := os.Remove(out); err != nil {
 			t.Error(err)
 		}
