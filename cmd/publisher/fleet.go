@@ -11,12 +11,17 @@ import (
 
 // runFleet publishes many jobs, follows them if asked, and prints what became of each.
 func (a *app) runFleet(ctx context.Context, m *fleet.Manager, jobs []*fleet.Job, f jobFlags) error {
-	v := &fleetView{drawer: newFleetDrawer(a.stderr), stdout: a.stdout, flags: f}
 	do := m.Send
 	if f.Wait {
 		do = m.Run
 	}
-	results, err := do(ctx, jobs, v)
+	return a.showFleet(f, func(o fleet.Observer) ([]fleet.Result, error) { return do(ctx, jobs, o) })
+}
+
+// showFleet shows what do tells of many jobs, and prints what became of each.
+func (a *app) showFleet(f jobFlags, do func(fleet.Observer) ([]fleet.Result, error)) error {
+	v := &fleetView{drawer: newFleetDrawer(a.stderr), stdout: a.stdout, flags: f}
+	results, err := do(v)
 	v.drawer.close(v.tally)
 	bad := 0
 	for _, r := range results {
@@ -33,7 +38,7 @@ func (a *app) runFleet(ctx context.Context, m *fleet.Manager, jobs []*fleet.Job,
 	case err != nil:
 		return err
 	case bad > 0:
-		return fmt.Errorf("%d of %d jobs did not succeed: %s", bad, len(jobs), tally(v.tally))
+		return fmt.Errorf("%d of %d jobs did not succeed: %s", bad, len(results), tally(v.tally))
 	}
 	return v.err
 }

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	_ "time/tzdata" // a static program, on machines without the time zones
 	"unicode"
 
 	"github.com/alecthomas/kong"
@@ -41,6 +42,7 @@ type cli struct {
 	Restore  restoreCmd  `cmd:"" help:"Restore the disks of a backup, to a folder or over a stopped VM's."`
 	Verify   verifyCmd   `cmd:"" help:"Read a stored backup back and compare it with its digests."`
 	Delete   deleteCmd   `cmd:"" help:"Delete a stored backup."`
+	Prune    pruneCmd    `cmd:"" help:"Delete old backups by rule: keep the last, and one a day, week and month."`
 	Ls       lsCmd       `cmd:"" help:"List the backups that exist."`
 	Show     showCmd     `cmd:"" help:"Show one backup."`
 	Watch    watchCmd    `cmd:"" help:"Follow what jobs do: all of them until interrupted, or one (--job) to its end."`
