@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
@@ -36,6 +34,8 @@ type runningSource struct {
 	begun        bool
 	// checkpoint is what begin has made, or may have made, until the backup is committed.
 	checkpoint hypervisor.Checkpoint
+	// guard protects the guest while the job runs.
+	guard *guardian
 }
 
 func newRunningSource(e *Executor, dom hypervisor.Domain, q messages.Quiesce) *runningSource {
@@ -48,7 +48,7 @@ func (s *runningSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 		return nil, messages.Errorf(messages.CodeInternal, "remove an earlier attempt's scratch: %w", err)
 	}
 	ws.onClose("scratch files", func(context.Context) error { return os.RemoveAll(s.scratch) })
-	if err := s.checkScratch(); err != nil {
+	if err := s.e.checkScratch(ctx); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{s.dir, s.scratch} {
@@ -88,6 +88,13 @@ func (s *runningSource) begin(ctx context.Context, ws *workspace, p point) (mome
 	s.begun, s.checkpoint = true, p.checkpoint
 	ws.onClose("the checkpoint of a backup that was not committed", s.dropCheckpoint)
 	ws.onClose("libvirt's backup job", s.end)
+	if err := s.e.checkScratch(ctx); err != nil {
+		return moment{}, err // making the targets may have taken long
+	}
+	if s.guard != nil {
+		s.guard.leave() // that of a begin that failed
+	}
+	s.guard = s.e.protect(ctx, ws.giveUp, s.endJob)
 	b, err := s.e.cfg.Hypervisor.BeginBackup(ctx, spec)
 	if err != nil {
 		return moment{}, err
@@ -99,11 +106,8 @@ func (s *runningSource) begin(ctx context.Context, ws *workspace, p point) (mome
 	return m, nil
 }
 
-// check protects the guest: QEMU gives it a write error when the scratch file system is full.
+// check notices a VM that was stopped.
 func (s *runningSource) check(ctx context.Context) error {
-	if err := s.checkScratch(); err != nil {
-		return err
-	}
 	state, err := s.e.state(ctx, s.dom.Name)
 	if messages.CodeOf(err) == messages.CodeHypervisorDown && ctx.Err() == nil {
 		// The export is QEMU's and outlives a libvirtd that restarts; without QEMU reading it fails.
@@ -118,25 +122,22 @@ func (s *runningSource) check(ctx context.Context) error {
 	return nil
 }
 
-func (s *runningSource) checkScratch() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.e.cfg.ScratchDir, &st); err != nil {
-		return messages.Errorf(messages.CodeScratchFull, "scratch folder %s: %w", s.e.cfg.ScratchDir, err)
-	}
-	if free := int64(st.Bavail) * st.Bsize; free < s.e.cfg.ScratchReserve {
-		return messages.Errorf(messages.CodeScratchFull, "%d MiB are free in the scratch folder %s, which is less than the reserve of %d MiB",
-			free>>20, s.e.cfg.ScratchDir, s.e.cfg.ScratchReserve>>20)
-	}
-	return nil
+// endJob ends libvirt's job.
+func (s *runningSource) endJob(ctx context.Context) error {
+	return untilReachable(ctx, func(ctx context.Context) error {
+		return s.e.cfg.Hypervisor.EndBackup(ctx, s.dom.Name, s.disks[0].socket)
+	})
 }
 
 func (s *runningSource) end(ctx context.Context) error {
 	if !s.begun {
 		return nil
 	}
-	err := untilReachable(ctx, func(ctx context.Context) error {
-		return s.e.cfg.Hypervisor.EndBackup(ctx, s.dom.Name, s.disks[0].socket)
-	})
+	// The room is watched until the job is gone.
+	err := s.endJob(ctx)
+	if s.guard != nil {
+		s.guard.leave()
+	}
 	if err != nil {
 		return err
 	}

@@ -71,15 +71,6 @@ func TestADiskThatIsWrittenIsNoticed(t *testing.T) {
 	wantCode(t, s.check(t.Context()), messages.CodeDiskNotFound)
 }
 
-func TestScratchReserve(t *testing.T) {
-	s := &runningSource{e: &Executor{cfg: Config{ScratchDir: t.TempDir()}}}
-	check(t, s.checkScratch())
-	s.e.cfg.ScratchReserve = 1 << 60
-	wantCode(t, s.checkScratch(), messages.CodeScratchFull)
-	s.e.cfg.ScratchDir += "/none"
-	wantCode(t, s.checkScratch(), messages.CodeScratchFull)
-}
-
 func TestADiskWithoutASizeIsRefused(t *testing.T) {
 	e := newExecutor(t)
 	ws, err := e.open(testJob)
