@@ -83,6 +83,8 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 		return err
 	}
 	executor.ThawLeft(ctx)
+	// Before anything is waited for: guests' scratch files may be growing.
+	defer executor.Sweep(ctx)()
 	w, stopCommands, err := c.worker(b, key, authority, executor, metrics, log)
 	if err != nil {
 		return err

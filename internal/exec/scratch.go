@@ -113,9 +113,11 @@ func (e *Executor) protect(ctx context.Context, low func(error), end func(contex
 		} else if ctx.Err() == nil {
 			return
 		}
+		began := time.Now()
 		for err := end(quit); err != nil && quit.Err() == nil; err = end(quit) {
 			e.cfg.Log.Error().Err(err).Msg("end a backup that was given up")
 		}
+		e.cfg.Log.Debug().Dur("took", time.Since(began)).Msg("libvirt's job of a backup that was given up is ended")
 	}()
 	return g
 }

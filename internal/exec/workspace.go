@@ -54,20 +54,33 @@ type undoStep struct {
 // open makes the job's folder. What a killed attempt left in it is removed.
 func (e *Executor) open(job string) (*workspace, error) {
 	ws := &workspace{e: e, job: job, dir: filepath.Join(e.cfg.RunDir, job)}
+	lock, err := lockFolder(ws.dir)
+	if err != nil {
+		return nil, err
+	}
 	// What is still mounted there is busy: repository.Open takes it away.
-	if err := removeFolder(ws.dir); err != nil && !errors.Is(err, unix.EBUSY) {
+	if err := emptyFolder(ws.dir); err != nil && !errors.Is(err, unix.EBUSY) {
+		_ = lock.Close()
 		return nil, messages.Errorf(messages.CodeInternal, "remove what an earlier attempt left: %w", err)
 	}
-	if err := os.MkdirAll(ws.dir, 0o711); err != nil {
-		return nil, messages.Errorf(messages.CodeInternal, "make the job's folder: %w", err)
-	}
-	ws.onClose("the job's folder", func(context.Context) error { return removeFolder(ws.dir) })
+	ws.onClose("the job's folder", func(context.Context) error { return errors.Join(removeFolder(ws.dir), lock.Close()) })
 	return ws, nil
 }
 
-// removeFolder removes a job's folder. It never goes below the mount point: if a repository is
-// still mounted there, what is below are other jobs' backups.
+// removeFolder removes a job's folder.
 func removeFolder(dir string) error {
+	if err := emptyFolder(dir); err != nil {
+		return err
+	}
+	if err := os.Remove(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// emptyFolder removes what is in a job's folder. It never goes below the mount point: if a repository is
+// still mounted there, what is below are other jobs' backups.
+func emptyFolder(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -83,10 +96,7 @@ func removeFolder(dir string) error {
 		}
 		errs = append(errs, remove(filepath.Join(dir, e.Name())))
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return os.Remove(dir)
+	return errors.Join(errs...)
 }
 
 // onClose adds a step to the cleaning up. A step must be safe when its work is done already. It
