@@ -83,13 +83,7 @@ func (s *scene) jobRuns(b *testing.B) bool {
 func (s *scene) virtnbdbackup(flags ...string) way {
 	return func(b *testing.B, out string) (sample, string) {
 		b.Helper()
-		open := filepath.Join(s.dir, "virtnbdbackup")
-		if err := os.MkdirAll(open, 0o777); err != nil {
-			b.Fatal(err)
-		}
-		if err := os.Chmod(open, 0o777); err != nil {
-			b.Fatal(err)
-		}
+		open := s.openDir(b)
 		args := append([]string{
 			"--uri", s.libvirt.URI, "--domain", vmName, "--level", "copy", "--noprogress", "--output", out,
 			"--scratchdir", open, "--socketfile", filepath.Join(open, "nbd.sock"),
@@ -99,6 +93,15 @@ func (s *scene) virtnbdbackup(flags ...string) way {
 		measured(b, memory, "virtnbdbackup", args...)
 		return sample{took: time.Since(started), stored: blocks(b, out), memory: memory}, ""
 	}
+}
+
+// openDir is a folder for virtnbdbackup's socket and scratch files, open to QEMU.
+func (s *scene) openDir(b *testing.B) string {
+	b.Helper()
+	dir := filepath.Join(s.dir, "virtnbdbackup")
+	must(b, os.MkdirAll(dir, 0o777))
+	must(b, os.Chmod(dir, 0o777))
+	return dir
 }
 
 // nbdcopy makes the same graphs as ours and lets nbdcopy do the copying between them.

@@ -22,6 +22,7 @@ const dataFolder = "/usr"
 type scene struct {
 	dir      string
 	libvirt  *lab.Libvirt
+	vm       *lab.VM
 	worker   *worker
 	passFile string
 	// disk is the guest's, original the raw image it was made of.
@@ -51,7 +52,8 @@ func newScene(b *testing.B, programs string, dataMiB int64) *scene {
 	lab.Run(b, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", s.original, s.disk)
 	s.dataMiB = blocks(b, s.disk) / mib
 	s.libvirt = lab.Libvirtd(b)
-	s.libvirt.DefineVM(b, lab.VMOptions{Name: vmName, Disks: []lab.Disk{{Path: s.disk}}}).Running(b)
+	s.vm = s.libvirt.DefineVM(b, lab.VMOptions{Name: vmName, Disks: []lab.Disk{{Path: s.disk}}})
+	s.vm.Running(b)
 	s.worker = startWorker(b, programs, s.libvirt.URI)
 	return s
 }
