@@ -29,7 +29,7 @@ const (
 var incrementalTemplate string
 
 // BenchmarkIncremental takes incrementals of two VMs that are alike and write alike: one is backed
-// up by us, the other by virtnbdbackup, which does not work on a VM with somebody else's checkpoints.
+// up by us, the other by virtnbdbackup, so that neither pays for the other's checkpoints.
 func BenchmarkIncremental(b *testing.B) {
 	rounds := int(number(b, "NASFLEET_BENCH_ROUNDS", 5))
 	data := number(b, "NASFLEET_BENCH_MIB", 2048)
