@@ -17,8 +17,10 @@ type rekeying struct {
 	cmd *messages.RekeyBackup
 	// old opens the backup before, fresh and recovery (nil for none) open it afterwards.
 	old, fresh, recovery *secret.Passphrase
-	backup               *repository.Backup
-	disks                []*rekeyedDisk
+	// stays says that old is the recovery passphrase.
+	stays  bool
+	backup *repository.Backup
+	disks  []*rekeyedDisk
 }
 
 // rekeyedDisk is a disk whose container gets other passphrases.
@@ -55,9 +57,11 @@ func (e *Executor) rekey(ctx context.Context, ws *workspace, cmd *messages.Rekey
 		}
 	}
 	entry := t.backup.Manifest.CatalogEntry(cmd.Backup.Repository, cmd.Backup.BackupPath)
-	return Outcome{BackupID: cmd.Backup.ID, Backup: &entry, Notes: []string{
-		"tried on every disk: the old passphrase no longer opens it, the new one does",
-	}}, nil
+	note := "tried on every disk: the old passphrase no longer opens it, the new one does"
+	if t.stays {
+		note = "tried on every disk: the new passphrase opens it, and the old one as its recovery passphrase; no other does"
+	}
+	return Outcome{BackupID: cmd.Backup.ID, Backup: &entry, Notes: []string{note}}, nil
 }
 
 func (t *rekeying) openKeys(e *Executor) (err error) {
@@ -70,10 +74,12 @@ func (t *rekeying) openKeys(e *Executor) (err error) {
 	if t.recovery, err = e.passphrase(t.cmd.Details.Recovery); err != nil {
 		return err
 	}
-	if bytes.Equal(t.old.Bytes(), t.fresh.Bytes()) || bytes.Equal(t.old.Bytes(), t.recovery.Bytes()) {
-		return messages.Errorf(messages.CodeInvalidDetail, "the old passphrase is to open the backup afterwards").
-			WithHint("Give a new passphrase that is not the old one, and a recovery passphrase that is neither.")
+	if bytes.Equal(t.old.Bytes(), t.fresh.Bytes()) {
+		return messages.Errorf(messages.CodeInvalidDetail, "the new passphrase is the old one").
+			WithHint("Give a new passphrase that is not the one that opens the backup now.")
 	}
+	// Who opens it with the recovery passphrase may want to keep that.
+	t.stays = bytes.Equal(t.old.Bytes(), t.recovery.Bytes())
 	return nil
 }
 
@@ -211,7 +217,7 @@ func (t *rekeying) try(ctx context.Context, d *rekeyedDisk) error {
 		what   string
 		pass   *secret.Passphrase
 		should bool
-	}{{"old", t.old, false}, {"new", t.fresh, true}, {"recovery", t.recovery, true}} {
+	}{{"old", t.old, t.stays}, {"new", t.fresh, true}, {"recovery", t.recovery, true}} {
 		if p.pass == nil {
 			continue
 		}
@@ -232,7 +238,7 @@ func (t *rekeying) tryManifest() error {
 	}
 	key, err := unwrap(t.backup.Manifest.Digest.WrappedKeys, t.old)
 	clear(key)
-	if err == nil {
+	if err == nil && !t.stays {
 		return messages.Errorf(messages.CodeVerifyFailed, "the old passphrase still opens the digests")
 	}
 	key, err = unwrap(t.backup.Manifest.Digest.WrappedKeys, t.fresh)

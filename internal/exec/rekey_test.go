@@ -153,6 +153,14 @@ func TestRekey(t *testing.T) {
 	_, err = e.Run(t.Context(), wrong, nil, quiet{})
 	wantCode(t, err, messages.CodeWrongPassphrase)
 	if got := openers(t, ref, everyPassphrase...); !slices.Equal(got, []string{"new", "new recovery"}) {
+		t.Errorf("it opens with %v", got)
+	}
+	// Opened with the recovery passphrase, which is to stay, and the first one forgotten.
+	again := rekeyCommand(ref, seal, "new recovery")
+	again.OldPassphrase, again.Details.Passphrase = seal("new recovery"), seal("old")
+	_, err = e.Run(t.Context(), again, nil, quiet{})
+	check(t, err)
+	if got := openers(t, ref, everyPassphrase...); !slices.Equal(got, []string{"old", "new recovery"}) {
 		t.Errorf("at the end it opens with %v", got)
 	}
 	if left := names(t, e.cfg.RunDir); left != nil {
@@ -217,7 +225,6 @@ func TestRekeyRefused(t *testing.T) {
 	for name, change := range map[string]func(*messages.RekeyBackup){
 		"a backup in the clear": func(*messages.RekeyBackup) {},
 		"new is old":            func(c *messages.RekeyBackup) { c.Details.Passphrase = seal("old") },
-		"recovery is old":       func(c *messages.RekeyBackup) { c.Details.Recovery = seal("old") },
 	} {
 		cmd := rekeyCommand(plain, seal, "")
 		change(cmd)

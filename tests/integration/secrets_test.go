@@ -2,10 +2,12 @@ package integration
 
 import (
 	"bytes"
+	"crypto/rand"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -34,24 +36,82 @@ func TestThePassphraseIsNowhere(t *testing.T) {
 		t.Errorf("the processes were looked at %d times only", looks)
 	}
 
-	if strings.Contains(w.log.String(), passphrase) {
-		t.Error("the worker's log holds the passphrase")
+	w.nowhere(t, []string{passphrase}, w.dir, l.Dir)
+}
+
+// TestKeptPassphrasesAreNowhere does the same with passphrases that are kept for the zone: set, rotated,
+// used by take, restore, verify and rekey, put back; and with a recovery passphrase.
+func TestKeptPassphrasesAreNowhere(t *testing.T) {
+	w := newWorld(t, "none")
+	image := dataImage(t, w, "disk.img", 16)
+	secrets := []string{passphrase, "second " + rand.Text(), "recovery " + rand.Text()}
+	stop := watchProcesses(t, secrets...)
+	w.rotate(t, secrets[0])
+	w.publisher(t, "zone", "set", "--zone", zone, "nas.backup.encryption.enabled=true", "--log-level", "debug")
+	w.keep(t, secrets[2], "recovery")
+	ev := w.take(t, "--image", image, "--log-level", "debug")
+	revision := w.rotate(t, secrets[1])
+	w.publisher(t, w.takeArgs("--image", image, "--dry-run")...)
+	to := filepath.Join(w.dir, "restored")
+	w.mustJob(t, "restore", "--backup", ev.BackupID, "--to", to, "--log-level", "debug")
+	w.mustJob(t, "rekey", "--backup", ev.BackupID, "--log-level", "debug")
+	w.mustJob(t, "verify", "--backup", ev.BackupID)
+	w.mustFail(t, messages.CodeWrongPassphrase, "verify", "--backup", ev.BackupID, "--passphrase-file", w.passphraseFile(t, secrets[0]))
+	// Also what is printed and what is put back with another key.
+	other := filepath.Join(w.dir, "other-keys")
+	out, errs, code := w.pipe([]byte(secrets[1]), "zone", "passphrase", "restore", "--zone", zone, "--revision", revision, "--keys", other)
+	if code != 0 {
+		t.Errorf("restore of a passphrase: %d\n%s%s", code, out, errs)
 	}
+	out += errs + w.publisher(t, "zone", "passphrase", "ls", "--zone", zone) + w.publisher(t, "zone", "get", "--zone", zone, "--json") +
+		w.publisher(t, "job", ev.JobID) + w.publisher(t, "show", ev.BackupID)
+	if looks := stop(); looks < 20 {
+		t.Errorf("the processes were looked at %d times only", looks)
+	}
+	for _, secret := range secrets {
+		if strings.Contains(out, secret) {
+			t.Errorf("a passphrase was printed:\n%s", out)
+		}
+	}
+	kept := 0
+	for _, data := range w.streamContents(t, "KV_"+messages.ZoneBucket) {
+		if bytes.Contains(data, []byte(`"kept":"kept1.`)) {
+			kept++
+		}
+	}
+	if kept != 3 {
+		t.Errorf("the bucket keeps %d passphrases, want 3", kept)
+	}
+	w.nowhere(t, secrets, w.dir)
+}
+
+// nowhere looks for secrets in the worker's log, in every stream and bucket, and in every file below the
+// folders: state, journal, streams on disk, repository, keys, logs.
+func (w *world) nowhere(t *testing.T, secrets []string, dirs ...string) {
+	t.Helper()
 	sealed := false
-	for _, stream := range []string{messages.JobStream(zone), messages.EventStream, "KV_" + messages.HostBucket, "KV_" + messages.CatalogBucket} {
-		for _, data := range w.streamContents(t, stream) {
-			if bytes.Contains(data, []byte(passphrase)) {
-				t.Errorf("stream %s holds the passphrase", stream)
+	streams := []string{messages.JobStream(zone), messages.EventStream, "KV_" + messages.HostBucket, "KV_" + messages.CatalogBucket}
+	if _, err := rawStream(t, w.url, "KV_"+messages.ZoneBucket); err == nil { // made with the first setting
+		streams = append(streams, "KV_"+messages.ZoneBucket)
+	}
+	for _, secret := range secrets {
+		if strings.Contains(w.log.String(), secret) {
+			t.Error("the worker's log holds a passphrase")
+		}
+		for _, stream := range streams {
+			for _, data := range w.streamContents(t, stream) {
+				if bytes.Contains(data, []byte(secret)) {
+					t.Errorf("stream %s holds a passphrase", stream)
+				}
+				sealed = sealed || bytes.Contains(data, []byte(messages.SealedPrefix))
 			}
-			sealed = sealed || bytes.Contains(data, []byte(messages.SealedPrefix))
+		}
+		for _, dir := range dirs {
+			grepTree(t, dir, secret)
 		}
 	}
 	if !sealed {
 		t.Error("no stream holds a sealed passphrase: this test looked in the wrong place")
-	}
-	// Everything of the world and of libvirt: state, journal, streams on disk, repository, logs.
-	for _, dir := range []string{w.dir, l.Dir} {
-		grepTree(t, dir, passphrase)
 	}
 }
 
@@ -68,7 +128,7 @@ func (w *world) streamContents(t *testing.T, stream string) [][]byte {
 // watchProcesses looks at argv and environ of every process, again and again, until the returned
 // function is called; it returns how often it looked. The test's own processes (publisher reads the
 // passphrase from a file) are looked at as well.
-func watchProcesses(t *testing.T, secret string) (stop func() int) {
+func watchProcesses(t *testing.T, secrets ...string) (stop func() int) {
 	t.Helper()
 	quit, done := make(chan struct{}), make(chan int)
 	go func() {
@@ -85,7 +145,8 @@ func watchProcesses(t *testing.T, secret string) (stop func() int) {
 			for _, dir := range pids {
 				for _, file := range []string{"cmdline", "environ"} {
 					data, _ := os.ReadFile(filepath.Join(dir, file)) // the process may be gone
-					if bytes.Contains(data, []byte(secret)) && !found[dir] {
+					holds := slices.ContainsFunc(secrets, func(s string) bool { return bytes.Contains(data, []byte(s)) })
+					if holds && !found[dir] {
 						found[dir] = true
 						name, _ := os.ReadFile(filepath.Join(dir, "comm"))
 						t.Errorf("%s of process %s (%s) holds the passphrase", file, filepath.Base(dir), bytes.TrimSpace(name))
