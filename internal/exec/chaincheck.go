@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
@@ -136,19 +137,21 @@ type diskCheck struct {
 	open []io.Closer
 }
 
-// openCheck opens the digests of links of a disk, and the exports of their own content.
-func openCheck(ctx context.Context, disk storedDisk, links []storedLink, export func(link int) endpoint) (*diskCheck, error) {
+// openCheck opens the digests of links of a disk, and the exports of their own content. Each comparison is
+// bounded by the timeout.
+func openCheck(ctx context.Context, timeout time.Duration, disk storedDisk, links []storedLink, export func(link int) endpoint) (*diskCheck, error) {
 	c := &diskCheck{}
 	if err := c.fill(ctx, disk, links, export); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
+	c.Checker = patientChecker{c.Checker, timeout}
 	return c, nil
 }
 
 func (c *diskCheck) fill(ctx context.Context, disk storedDisk, links []storedLink, export func(link int) endpoint) error {
 	var all []checkedLink
 	for i, l := range links {
-		digests, err := disk.openDigests(l)
+		digests, err := disk.openDigests(ctx, l)
 		if err != nil {
 			return err
 		}

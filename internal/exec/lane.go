@@ -99,8 +99,18 @@ func stalled(err error, stored side) error {
 	return messages.Errorf(messages.CodeRepositoryLost, "%w", s)
 }
 
+// dialTimeout bounds connecting to a server on this host.
+const dialTimeout = time.Minute
+
+func withDial(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, dialTimeout,
+		messages.Errorf(messages.CodeTimeout, "the export has not answered within %s", dialTimeout))
+}
+
 // dial connects to an export that has a metadata context.
 func dial(ctx context.Context, e endpoint, code messages.Code, meta string) (*nbd.Conn, error) {
+	ctx, cancel := withDial(ctx)
+	defer cancel()
 	c, err := nbd.Dial(ctx, e.socket, nbd.Options{Export: e.export, MetaContexts: []string{meta}})
 	return c, messages.EnsureCode(code, err)
 }

@@ -65,7 +65,7 @@ func (e *Executor) restore(ctx context.Context, ws *workspace, cmd *messages.Res
 	if cmd.ToVM != "" {
 		err = t.aimAtVM(ctx, chosen)
 	} else {
-		err = t.aimAtDir(chosen)
+		err = t.onTarget(ctx, func() error { return t.aimAtDir(chosen) })
 	}
 	if err != nil {
 		return Outcome{}, err
@@ -81,7 +81,7 @@ func (e *Executor) restore(ctx context.Context, ws *workspace, cmd *messages.Res
 	r.Phase(messages.PhaseCommitting)
 	out := Outcome{BackupID: cmd.Backup.ID, Restored: map[string]string{}, Notes: t.notes}
 	for _, to := range t.to {
-		if err := t.settle(to); err != nil {
+		if err := t.onTarget(ctx, func() error { return t.settle(to) }); err != nil {
 			return Outcome{}, err
 		}
 		out.Restored[to.disk.Name] = to.path
@@ -134,15 +134,23 @@ func (t *restoring) aimAtDir(disks []repository.Disk) error {
 		if err := os.Remove(to.tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return messages.Errorf(messages.CodeTargetWriteFailed, "remove what an earlier attempt left: %w", err)
 		}
-		t.ws.onClose("unfinished restore", func(context.Context) error {
-			if err := os.Remove(to.tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-			return nil
+		t.ws.onClose("unfinished restore", func(ctx context.Context) error {
+			return t.onTarget(ctx, func() error {
+				if err := os.Remove(to.tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+				return nil
+			})
 		})
 		t.to = append(t.to, to)
 	}
 	return nil
+}
+
+// onTarget runs f, which works on files to restore to.
+func (t *restoring) onTarget(ctx context.Context, f func() error) error {
+	_, err := onHost(ctx, messages.CodeTargetWriteFailed, "the folder to restore to", func() (struct{}, error) { return struct{}{}, f() })
+	return err
 }
 
 // unfinishedSuffix ends the name of a file that a job restores.
@@ -289,7 +297,7 @@ func (t *restoring) open(ctx context.Context, to *restoreTarget) (err error) {
 	if size != d.size {
 		return errImageSize(d, size)
 	}
-	to.check, err = openCheck(ctx, d, d.links, func(link int) endpoint {
+	to.check, err = openCheck(ctx, t.e.cfg.StallTimeout, d, d.links, func(link int) endpoint {
 		return endpoint{to.from.Socket(), storaged.LinkExport(d.name, link)}
 	})
 	if err != nil {

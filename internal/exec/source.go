@@ -53,7 +53,13 @@ type moment struct {
 // source finds out what a command is to back up.
 func (e *Executor) source(ctx context.Context, cmd *messages.TakeBackup) (source, error) {
 	if len(cmd.Images) > 0 {
-		return newImageSource(e, cmd.Images)
+		s, err := onHost(ctx, messages.CodeSourceReadFailed, "look at the images", func() (*offlineSource, error) {
+			return newImageSource(e, cmd.Images)
+		})
+		if err != nil {
+			return nil, err
+		}
+		return s, nil
 	}
 	if e.cfg.Hypervisor == nil {
 		return nil, messages.Errorf(messages.CodeVMNotFound, "vm %s: this host was set up without libvirt", cmd.VM).

@@ -95,7 +95,7 @@ func (s *offlineSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 	if s.daemon, err = ws.daemon(ctx, "src"); err != nil {
 		return nil, err
 	}
-	if s.before, err = s.fingerprints(); err != nil {
+	if s.before, err = s.look(ctx); err != nil {
 		return nil, err
 	}
 	for i := range s.disks {
@@ -116,6 +116,8 @@ func (s *offlineSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 }
 
 func exportSize(ctx context.Context, socket, export string) (int64, error) {
+	ctx, cancel := withDial(ctx)
+	defer cancel()
 	c, err := nbd.Dial(ctx, socket, nbd.Options{Export: export})
 	if err != nil {
 		return 0, messages.EnsureCode(messages.CodeSourceReadFailed, err)
@@ -148,7 +150,7 @@ func (s *offlineSource) check(ctx context.Context) error {
 			return messages.Errorf(messages.CodeVMStateChanged, "vm %s was started during its backup", s.dom.Name)
 		}
 	}
-	now, err := s.fingerprints()
+	now, err := s.look(ctx)
 	if err != nil {
 		return err
 	}
@@ -158,6 +160,11 @@ func (s *offlineSource) check(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// look is fingerprints for storage that may hang.
+func (s *offlineSource) look(ctx context.Context) ([]fingerprint, error) {
+	return onHost(ctx, messages.CodeSourceReadFailed, "look at the disks", s.fingerprints)
 }
 
 func (s *offlineSource) fingerprints() ([]fingerprint, error) {

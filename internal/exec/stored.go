@@ -202,8 +202,8 @@ func linkOf(ctx context.Context, b *repository.Backup, name string) (storedLink,
 }
 
 // openDigests opens the digests of one of a disk's links, which must be those of a disk of its size.
-func (d storedDisk) openDigests(l storedLink) (*digest.Reader, error) {
-	r, err := digest.Open(l.digests, l.key)
+func (d storedDisk) openDigests(ctx context.Context, l storedLink) (*digest.Reader, error) {
+	r, err := onHost(ctx, messages.CodeSourceReadFailed, "open the digests", func() (*digest.Reader, error) { return digest.Open(l.digests, l.key) })
 	if err != nil {
 		return nil, messages.EnsureCode(messages.CodeBackupCorrupt, fmt.Errorf("disk %s: its digests: %w", d.name, err))
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -70,7 +69,7 @@ func (e *Executor) readDisk(ctx context.Context, ws *workspace, disk storedDisk,
 		return 0, fmt.Errorf("disk %s: %w", disk.name, err)
 	}
 	export := endpoint{d.Socket(), disk.name}
-	check, err := openCheck(ctx, disk, disk.links[:1], func(int) endpoint { return export })
+	check, err := openCheck(ctx, e.cfg.StallTimeout, disk, disk.links[:1], func(int) endpoint { return export })
 	if err != nil {
 		return 0, err
 	}
@@ -106,16 +105,6 @@ func undecodable(ctx context.Context, links []storedLink, err error) error {
 		}
 	}
 	return &digest.Mismatch{Offset: e.Offset, Length: e.Length}
-}
-
-func readThrough(ctx context.Context, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	_, err = io.Copy(io.Discard, readerOf(ctx, f))
-	return err
 }
 
 // readerOf is r until ctx ends.

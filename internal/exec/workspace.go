@@ -110,16 +110,27 @@ func (ws *workspace) onClose(what string, do func(context.Context) error) {
 // close cleans up, once the job's goroutines have ended. It goes on after a step that fails.
 func (ws *workspace) close() error {
 	var errs []error
-	for i := len(ws.undo) - 1; i >= 0; i-- {
-		step := ws.undo[i]
+	for step, ok := ws.last(); ok; step, ok = ws.last() {
 		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 		if err := safely(func() error { return step.do(ctx) }); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", step.what, err))
 		}
 		cancel()
 	}
-	ws.undo = nil
 	return errors.Join(errs...)
+}
+
+// last takes the newest step.
+func (ws *workspace) last() (undoStep, bool) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	n := len(ws.undo)
+	if n == 0 {
+		return undoStep{}, false
+	}
+	step := ws.undo[n-1]
+	ws.undo = ws.undo[:n-1]
+	return step, true
 }
 
 // folder makes a folder below the job's, open to the worker alone.

@@ -20,6 +20,9 @@ import (
 // libvirtd that hangs must not gather more and more of them.
 const maxCalls = 16
 
+// answerTimeout bounds every call: more than a freeze, the beginning of a backup and its end take together.
+const answerTimeout = 3 * time.Minute
+
 // closeGrace is how long Close waits for calls in flight.
 const closeGrace = 10 * time.Second
 
@@ -113,6 +116,9 @@ type outcome[T any] struct {
 // the caller and undo gets it.
 func call[T any](ctx context.Context, h *Hypervisor, f func(*libvirt.Connect) (T, error), undo func(*libvirt.Connect, T)) (T, error) {
 	var none T
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout,
+		messages.Errorf(messages.CodeHypervisorDown, "no answer within %s", answerTimeout))
+	defer cancel()
 	if err := h.enter(ctx); err != nil {
 		return none, err
 	}

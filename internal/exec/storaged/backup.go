@@ -59,7 +59,7 @@ func (d *Daemon) CreateBackup(ctx context.Context, export string, b NewBackup) e
 	if err := errors.Join(checkPassphrase(b.Passphrase), checkPassphrase(b.Recovery)); err != nil {
 		return err
 	}
-	err := d.create(ctx, export, b.Path, b.Size, func(g *graph) error {
+	err := d.create(ctx, export, b.Path, b.Size, func(ctx context.Context, g *graph) error {
 		base, err := g.ownFile(ctx, b.Path, object{"discard": "unmap"})
 		if err != nil {
 			return err
@@ -136,8 +136,8 @@ func (g *graph) newQcow2(ctx context.Context, base string, b NewBackup) (string,
 // to any other file of this host is refused (CodeBackupCorrupt), and so is one that is encrypted
 // or not against expectation: an attacker on the NAS must not pass a plain file off as ours.
 func (d *Daemon) OpenBackup(ctx context.Context, export string, b Backup) error {
-	err := d.build(ctx, export, func(g *graph) error {
-		if err := checkBackup(b); err != nil {
+	err := d.build(ctx, export, func(ctx context.Context, g *graph) error {
+		if err := onFile(ctx, func() error { return checkBackup(b) }); err != nil {
 			return err
 		}
 		base, top, err := g.openBackup(ctx, b)

@@ -17,11 +17,11 @@ func LinkExport(export string, link int) string { return fmt.Sprintf("%s.link%d"
 func (d *Daemon) OpenChain(ctx context.Context, export string, links []Backup) error {
 	// Of several files, the one that cannot be opened.
 	var at Backup
-	err := d.build(ctx, export, func(g *graph) error {
+	err := d.build(ctx, export, func(ctx context.Context, g *graph) error {
 		var below any // null: nothing
 		for i := len(links) - 1; i >= 0; i-- {
 			at = links[i]
-			if err := checkBackup(at); err != nil {
+			if err := onFile(ctx, func() error { return checkBackup(at) }); err != nil {
 				return err
 			}
 			base, own, err := g.openBackup(ctx, at)

@@ -54,6 +54,8 @@ func Check(ctx context.Context, qemuImg, socket, export string) (Report, error) 
 	if err != nil {
 		return Report{}, messages.Errorf(messages.CodeInternal, "%w", err)
 	}
+	ctx, cancel := within(ctx, checkTimeout)
+	defer cancel()
 	out, err := proc.Run(ctx, proc.Spec{Path: qemuImg, Args: []string{"check", "--output", "json", "json:" + string(image)}})
 	if ctx.Err() != nil {
 		return Report{}, context.Cause(ctx)

@@ -80,7 +80,9 @@ type Daemon struct {
 
 // Start starts a daemon with no exports. The caller calls Stop. ctx bounds the start alone.
 func Start(ctx context.Context, cfg Config) (*Daemon, error) {
-	d, err := start(ctx, cfg)
+	limited, cancel := within(ctx, startTimeout)
+	defer cancel()
+	d, err := start(limited, cfg)
 	if err != nil && ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}

@@ -45,13 +45,13 @@ type NewDisk struct {
 
 // OpenDisk exports a disk for reading. A qcow2 image is opened with its backing chain.
 func (d *Daemon) OpenDisk(ctx context.Context, export string, disk Disk) error {
-	err := d.build(ctx, export, func(g *graph) error {
-		options, err := diskFile(disk)
+	err := d.build(ctx, export, func(ctx context.Context, g *graph) error {
+		options, err := diskFile(ctx, disk)
 		if err != nil {
 			return err
 		}
 		if !disk.ForceShare {
-			if err := checkUnused(disk.Path); err != nil {
+			if err := onFile(ctx, func() error { return checkUnused(disk.Path) }); err != nil {
 				return err
 			}
 		}
@@ -77,8 +77,8 @@ func (d *Daemon) OpenDisk(ctx context.Context, export string, disk Disk) error {
 // OpenForWrite exports a disk that exists for writing over it. It refuses a disk that another
 // process has open (CodeVMRunning).
 func (d *Daemon) OpenForWrite(ctx context.Context, export string, disk Disk) error {
-	err := d.build(ctx, export, func(g *graph) error {
-		options, err := diskFile(disk)
+	err := d.build(ctx, export, func(ctx context.Context, g *graph) error {
+		options, err := diskFile(ctx, disk)
 		if err != nil {
 			return err
 		}
@@ -102,7 +102,7 @@ func (d *Daemon) OpenForWrite(ctx context.Context, export string, disk Disk) err
 // CreateDisk makes a disk and exports it for writing. Nothing may be at its path yet
 // (CodeTargetExists); after a failure nothing is.
 func (d *Daemon) CreateDisk(ctx context.Context, export string, disk NewDisk) error {
-	err := d.create(ctx, export, disk.Path, disk.Size, func(g *graph) error {
+	err := d.create(ctx, export, disk.Path, disk.Size, func(ctx context.Context, g *graph) error {
 		if disk.Format != FormatRaw && disk.Format != FormatQcow2 {
 			return errFormat(disk.Format)
 		}
@@ -133,7 +133,7 @@ func (d *Daemon) CreateDisk(ctx context.Context, export string, disk NewDisk) er
 }
 
 // create makes an empty file and builds a graph on it. If fn fails the file is removed.
-func (d *Daemon) create(ctx context.Context, export, path string, size int64, fn func(*graph) error) error {
+func (d *Daemon) create(ctx context.Context, export, path string, size int64, fn func(context.Context, *graph) error) error {
 	if size <= 0 || size%sector != 0 {
 		return messages.Errorf(messages.CodeInternal, "a disk's size must be a positive multiple of %d bytes, not %d", sector, size)
 	}
@@ -143,6 +143,19 @@ func (d *Daemon) create(ctx context.Context, export, path string, size int64, fn
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	if err := onFile(ctx, func() error { return makeFile(path) }); err != nil {
+		return err
+	}
+	if err := d.build(ctx, export, fn); err != nil {
+		clean, cancel := d.linger(ctx)
+		defer cancel()
+		return also(err, onFile(clean, func() error { return os.Remove(path) }))
+	}
+	return nil
+}
+
+// makeFile makes an empty file.
+func makeFile(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return messages.Errorf(messages.CodeTargetExists, "%w", err)
@@ -153,14 +166,15 @@ func (d *Daemon) create(ctx context.Context, export, path string, size int64, fn
 	if err := f.Close(); err != nil {
 		return also(err, os.Remove(path))
 	}
-	if err := d.build(ctx, export, fn); err != nil {
-		return also(err, os.Remove(path))
-	}
 	return nil
 }
 
 // diskFile looks at a disk that exists and returns the options of the node at its bottom.
-func diskFile(disk Disk) (object, error) {
+func diskFile(ctx context.Context, disk Disk) (object, error) {
+	return ofFile(ctx, func() (object, error) { return lookAtDisk(disk) })
+}
+
+func lookAtDisk(disk Disk) (object, error) {
 	if disk.Format != FormatRaw && disk.Format != FormatQcow2 {
 		return nil, errFormat(disk.Format)
 	}

@@ -30,7 +30,9 @@ type graph struct {
 
 // build reserves an export's name and runs fn to make its graph. When fn fails, whatever it had
 // put into the daemon is taken out again.
-func (d *Daemon) build(ctx context.Context, export string, fn func(*graph) error) error {
+func (d *Daemon) build(ctx context.Context, export string, fn func(context.Context, *graph) error) error {
+	ctx, cancel := within(ctx, graphTimeout)
+	defer cancel()
 	d.mu.Lock()
 	_, taken := d.exports[export]
 	if !taken {
@@ -41,7 +43,7 @@ func (d *Daemon) build(ctx context.Context, export string, fn func(*graph) error
 		return messages.Errorf(messages.CodeInternal, "the storage daemon already has an export %q", export)
 	}
 	g := &graph{d: d}
-	err := fn(g)
+	err := fn(ctx, g)
 	if err != nil {
 		err = also(d.explain(err), g.unwind(ctx))
 		g = nil
@@ -69,7 +71,9 @@ func (d *Daemon) CloseExport(ctx context.Context, export string) error {
 	if g == nil {
 		return messages.Errorf(messages.CodeInternal, "the storage daemon has no export %q", export)
 	}
-	err := d.explain(g.close(ctx))
+	limited, cancel := within(ctx, graphTimeout)
+	defer cancel()
+	err := d.explain(g.close(limited))
 	d.mu.Lock()
 	delete(d.exports, export)
 	d.mu.Unlock()

@@ -102,7 +102,7 @@ func (d *Daemon) Opens(ctx context.Context, b Backup) (bool, error) {
 
 // Slots counts the passphrases of a container.
 func (d *Daemon) Slots(ctx context.Context, b Backup) (int, error) {
-	header, err := containerHeader(b)
+	header, err := ofFile(ctx, func() ([]byte, error) { return containerHeader(b) })
 	return len(activeSlots(header)), classify(ctx, opening, fmt.Sprintf("open backup %q", b.Path), err)
 }
 
@@ -119,11 +119,11 @@ func (d *Daemon) changeKeys(ctx context.Context, b Backup, fn func(g *graph, nod
 
 // withContainer opens a container for fn, and flushes and closes it again.
 func (d *Daemon) withContainer(ctx context.Context, b Backup, readOnly bool, fn func(g *graph, node string) error) error {
-	if _, err := containerHeader(b); err != nil {
+	if _, err := ofFile(ctx, func() ([]byte, error) { return containerHeader(b) }); err != nil {
 		return err
 	}
 	name := d.id("keys")
-	err := d.build(ctx, name, func(g *graph) error {
+	err := d.build(ctx, name, func(ctx context.Context, g *graph) error {
 		file, err := g.ownFile(ctx, b.Path, object{"read-only": readOnly})
 		if err != nil {
 			return err
