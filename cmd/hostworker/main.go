@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -52,15 +51,14 @@ type cli struct {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	context.AfterFunc(ctx, stop) // a second signal ends the program at once
-	code := run(ctx, os.Args[1:], standardFile, os.Stdout, os.Stderr)
-	stop()
+	ctx, h, release := catchSignals()
+	code := run(ctx, h, os.Args[1:], standardFile, os.Stdout, os.Stderr)
+	release()
 	os.Exit(code)
 }
 
 // run is main with its surroundings passed in.
-func run(ctx context.Context, args []string, standard string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, h hurry, args []string, standard string, stdout, stderr io.Writer) int {
 	var c cli
 	parser, err := newParser(&c, standard, stdout, stderr)
 	if err != nil {
@@ -71,6 +69,7 @@ func run(ctx context.Context, args []string, standard string, stdout, stderr io.
 		return report(stderr, asUsage(err))
 	}
 	parsed.BindTo(ctx, (*context.Context)(nil))
+	parsed.Bind(h)
 	return report(stderr, parsed.Run(newLogger(c, stderr)))
 }
 

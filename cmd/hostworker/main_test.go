@@ -115,21 +115,21 @@ func TestStandardFile(t *testing.T) {
 	}
 	var stdout, stderr bytes.Buffer
 	// The file is read: its zone and host are taken, its jobs are complained of.
-	if code := run(t.Context(), []string{"doctor"}, path, &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "--jobs 0") {
+	if code := run(t.Context(), nil, []string{"doctor"}, path, &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "--jobs 0") {
 		t.Errorf("exit code %d: %s", code, &stderr)
 	}
 	if err := os.WriteFile(path, []byte("hosts: h1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	stderr.Reset()
-	code := run(t.Context(), []string{"doctor", "--zone", "z1", "--host", "h1"}, path, &stdout, &stderr)
+	code := run(t.Context(), nil, []string{"doctor", "--zone", "z1", "--host", "h1"}, path, &stdout, &stderr)
 	if code != exitUsage || !strings.Contains(stderr.String(), path+": unknown key hosts") {
 		t.Errorf("exit code %d: %s", code, &stderr)
 	}
 	if err := os.WriteFile(path, []byte("host: [\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code := run(t.Context(), []string{"run"}, path, &stdout, &stderr); code != exitUsage {
+	if code := run(t.Context(), nil, []string{"run"}, path, &stdout, &stderr); code != exitUsage {
 		t.Errorf("exit code %d: %s", code, &stderr)
 	}
 	if stdout.Len() > 0 {
@@ -195,7 +195,7 @@ func TestSettings(t *testing.T) {
 		{[]string{"nonsense"}, "unexpected argument nonsense"},
 	} {
 		var stdout, stderr bytes.Buffer
-		code := run(t.Context(), append(base, tt.args...), "/nowhere/hostworker.yaml", &stdout, &stderr)
+		code := run(t.Context(), nil, append(base, tt.args...), "/nowhere/hostworker.yaml", &stdout, &stderr)
 		lines := strings.Split(strings.TrimSuffix(stderr.String(), "\n"), "\n")
 		if code != exitUsage || len(lines) != 2 || !strings.Contains(lines[0], tt.want) || lines[1] != "See hostworker doctor --help." || stdout.Len() > 0 {
 			t.Errorf("%q: exit code %d\n%s%s", tt.args, code, &stdout, &stderr)

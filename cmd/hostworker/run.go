@@ -22,16 +22,16 @@ type runCmd struct {
 // Help is printed by --help.
 func (*runCmd) Help() string {
 	return "NATS and libvirt need not be there yet: the worker waits for them, and finds them again when they were restarted. " +
-		"SIGTERM and SIGINT stop it in order: running jobs have --grace to end, and are then stopped and given back. A second signal ends it at once."
+		"SIGTERM and SIGINT stop it in order: running jobs have --grace to end, and are then stopped and given back. With a second signal they do not get the grace. A third kills the worker."
 }
 
 // Run works until ctx ends.
-func (c *runCmd) Run(ctx context.Context, log zerolog.Logger) error {
+func (c *runCmd) Run(ctx context.Context, h hurry, log zerolog.Logger) error {
 	log = log.With().Str("zone", c.Zone).Str("host", c.Host).Logger()
 	if err := enterNamespace(log); err != nil {
 		return err
 	}
-	err := c.work(ctx, log)
+	err := c.work(ctx, h, log)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil // it was stopped while it waited
 	}
@@ -43,7 +43,7 @@ func (c *runCmd) Run(ctx context.Context, log zerolog.Logger) error {
 
 // work wires the parts and works. What was started last is stopped first: NATS outlives all that
 // has something to say.
-func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
+func (c *runCmd) work(ctx context.Context, h hurry, log zerolog.Logger) (err error) {
 	if err := c.makeFolders(); err != nil {
 		return err
 	}
@@ -60,7 +60,8 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 		return err
 	}
 	defer stopBus()
-	metrics, s := worker.NewMetrics(), newStartup(log)
+	systemd := newSupervisor(c.Jobs, log)
+	metrics, s := worker.NewMetrics(), newStartup(systemd, log)
 	stopMetrics, err := serveMetrics(c.Metrics, metrics, s.health(b), log)
 	if err != nil {
 		return err
@@ -85,7 +86,7 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 	executor.ThawLeft(ctx)
 	// Before anything is waited for: guests' scratch files may be growing.
 	defer executor.Sweep(ctx)()
-	w, stopCommands, err := c.worker(b, key, authority, executor, metrics, log)
+	w, stopCommands, err := c.worker(b, key, authority, executor, metrics, h, log)
 	if err != nil {
 		return err
 	}
@@ -100,6 +101,7 @@ func (c *runCmd) work(ctx context.Context, log zerolog.Logger) (err error) {
 	defer stopControl()
 	s.done()
 	log.Info().Str("version", version).Int("jobs", c.Jobs).Msg("ready")
+	defer systemd.follow(ctx, w.Pulse)()
 	return w.Run(ctx)
 }
 
@@ -166,7 +168,7 @@ func (c *runCmd) hypervisor(ctx context.Context, s *startup, log zerolog.Logger)
 }
 
 // worker takes the lock of the host's name, and returns the worker and what stops its queue.
-func (c *runCmd) worker(b *bus.Bus, key *secret.Key, authority worker.Authority, executor *exec.Executor, m *worker.Metrics, log zerolog.Logger) (*worker.Worker, func(), error) {
+func (c *runCmd) worker(b *bus.Bus, key *secret.Key, authority worker.Authority, executor *exec.Executor, m *worker.Metrics, h hurry, log zerolog.Logger) (*worker.Worker, func(), error) {
 	public, err := key.Public()
 	if err != nil {
 		return nil, nil, err
@@ -177,7 +179,7 @@ func (c *runCmd) worker(b *bus.Bus, key *secret.Key, authority worker.Authority,
 	}
 	w, err := worker.New(worker.Config{
 		Zone: c.Zone, Host: c.Host, Version: version, SealKey: public, Authority: authority, Jobs: c.Jobs, StateDir: c.StateDir,
-		AckWait: c.AckWait, RetryDelay: c.RetryDelay, JobTimeout: c.JobTimeout, Grace: c.Grace, Metrics: m, Log: log,
+		AckWait: c.AckWait, RetryDelay: c.RetryDelay, JobTimeout: c.JobTimeout, Grace: c.Grace, Hurry: h, Metrics: m, Log: log,
 	}, queue{commands}, outbox{b}, executor)
 	if err != nil {
 		commands.Stop()

@@ -253,13 +253,19 @@ func TestMountsAreItsOwn(t *testing.T) {
 	lab.NoLoopDevicesBelow(t, filepath.Dir(repo.Address))
 }
 
-// TestSecondSignal ends a worker at once that waits for its job.
+// TestSecondSignal hurries a worker that gives its job an hour: the job is stopped, cleaned up and
+// given back at once, and is the next worker's.
 func TestSecondSignal(t *testing.T) {
+	t.Parallel()
 	server := startServer(t, "127.0.0.1:0")
 	b := connect(t, server.ClientURL())
 	dir := lab.Dir(t)
 	n := startNode(t, dir, "--nats", server.ClientURL(), "--grace", "1h", "--metrics", "127.0.0.1:0")
-	until(t, publish(t, b, newTake(image(t, dir, 8), folder(t, dir+"/nas"), 1)), "it copies", copying)
+	nas := filepath.Join(dir, "nas")
+	cmd := newTake(image(t, dir, 8), folder(t, nas), 1)
+	cmd.Attempts = 1
+	watch := publish(t, b, cmd)
+	until(t, watch, "it copies", copying)
 	if err := n.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -267,13 +273,40 @@ func TestSecondSignal(t *testing.T) {
 		hosts, err := b.Hosts(t.Context())
 		return err == nil && len(hosts) == 0
 	})
-	if err := n.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	until(t, watch, "it goes on copying", copying)
+	n.stop(t, patience)
+	if found := partials(t, nas); len(found) != 0 {
+		t.Errorf("left: %q", found)
+	}
+	n = startNode(t, dir, "--nats", server.ClientURL())
+	if ev := succeeded(t, watch); ev.Attempt != 1 {
+		t.Errorf("an attempt was spent: %+v", ev)
+	}
+	b.Close()
+	n.stop(t, prompt)
+}
+
+// TestSignals: the first ends the context, the second hurries, and then they are no longer caught.
+func TestSignals(t *testing.T) {
+	ctx, h, release := catchSignals()
+	defer release()
+	self, err := os.FindProcess(os.Getpid())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if code := n.wait(t, prompt); code != -1 {
-		t.Errorf("exit code %d, and not the signal", code)
+	if err := self.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
 	}
-	lab.NoLeftovers(t, dir)
+	<-ctx.Done()
+	select {
+	case <-h:
+		t.Error("one signal hurries")
+	default:
+	}
+	if err := self.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-h
 }
 
 // TestWithoutRights runs a worker as a user who may neither mount nor unshare.

@@ -22,12 +22,13 @@ const (
 
 // startup waits for what the worker cannot work without: hosts, NATS and libvirt boot in any order.
 type startup struct {
-	log   zerolog.Logger
-	state atomic.Value // string: why the worker does not work yet; "" when it does
+	log     zerolog.Logger
+	systemd *supervisor
+	state   atomic.Value // string: why the worker does not work yet; "" when it does
 }
 
-func newStartup(log zerolog.Logger) *startup {
-	s := &startup{log: log}
+func newStartup(systemd *supervisor, log zerolog.Logger) *startup {
+	s := &startup{log: log, systemd: systemd}
 	s.state.Store("starting")
 	return s
 }
@@ -63,6 +64,7 @@ func (s *startup) await(ctx context.Context, what string, absent func(error) boo
 			return err
 		}
 		s.state.Store("waits for " + what)
+		s.systemd.waits(what)
 		if text := err.Error(); text != warned { // each reason once
 			warned = text
 			s.log.Warn().Err(err).Str("hint", hint(err)).Msg("waits for " + what)

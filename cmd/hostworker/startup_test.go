@@ -19,7 +19,7 @@ func TestAwait(t *testing.T) {
 	absent, broken := errors.New("absent"), errors.New("broken")
 	isAbsent := func(err error) bool { return errors.Is(err, absent) }
 	var log logBuffer
-	s := newStartup(zerolog.New(&log))
+	s := newStartup(nil, zerolog.New(&log))
 
 	tries := 0
 	err := s.await(t.Context(), "NATS", isAbsent, func(context.Context) error {

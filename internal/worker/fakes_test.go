@@ -92,11 +92,17 @@ type fakeOutbox struct {
 	gone     bool
 	// fail makes PublishEvent fail for final events, away for all.
 	fail, away error
+	// before is called before an event is stored, looked once, after a look for a final event.
+	before func(messages.Event)
+	looked func()
 }
 
 func newOutbox() *fakeOutbox { return &fakeOutbox{catalog: map[string]messages.CatalogEntry{}} }
 
 func (o *fakeOutbox) PublishEvent(_ context.Context, e messages.Event) error {
+	if o.before != nil {
+		o.before(e)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.away != nil {
@@ -140,6 +146,10 @@ func (o *fakeOutbox) PublishProgress(messages.Progress) error {
 }
 
 func (o *fakeOutbox) FinalEvent(_ context.Context, _, _, job string) (*messages.Event, error) {
+	if looked := o.looked; looked != nil {
+		o.looked = nil
+		defer looked()
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for i := range o.events {
@@ -191,6 +201,25 @@ func (o *fakeOutbox) kinds(job string) []messages.Kind {
 	return ks
 }
 
+// all returns a job's events, in order.
+func (o *fakeOutbox) all(job string) []messages.Event {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var all []messages.Event
+	for _, e := range o.events {
+		if e.JobID == job {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+func (o *fakeOutbox) setAway(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.away = err
+}
+
 func (o *fakeOutbox) last(job string) messages.Event {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -214,11 +243,19 @@ func (f fakeExecutor) Run(ctx context.Context, c messages.Command, l *copier.Lim
 
 func (f fakeExecutor) CleanUp(context.Context, messages.Command) error { return nil }
 
-// cleaner notes whose leftovers it was told to clean up.
+// cleaner notes whose leftovers it was told to clean up, and tells the limits that jobs begin with.
 type cleaner struct {
 	fakeExecutor
-	mu  sync.Mutex
-	ids []string
+	limits chan<- int
+	mu     sync.Mutex
+	ids    []string
+}
+
+func (c *cleaner) Run(ctx context.Context, cmd messages.Command, l *copier.Limiter, r exec.Reporter) (exec.Outcome, error) {
+	if c.limits != nil {
+		c.limits <- l.Limit()
+	}
+	return c.fakeExecutor.Run(ctx, cmd, l, r)
 }
 
 func (c *cleaner) CleanUp(_ context.Context, cmd messages.Command) error {
@@ -273,12 +310,25 @@ func start(t *testing.T, cfg Config, f fakeExecutor) *rig {
 // take makes a TakeBackup command for a VM.
 func take(t *testing.T, vm string, attempts int) (string, []byte) {
 	t.Helper()
+	return takeOf(t, vm, func(h *messages.Header) { h.Attempts = attempts })
+}
+
+// takeWith makes one with something in its header.
+func takeWith(t *testing.T, set func(*messages.Header)) (string, []byte) {
+	t.Helper()
+	return takeOf(t, "vm1", set)
+}
+
+func takeOf(t *testing.T, vm string, set func(*messages.Header)) (string, []byte) {
+	t.Helper()
 	id := ulid.Make().String()
-	data, err := messages.Encode(&messages.TakeBackup{
-		Header:     messages.Header{Version: 1, Type: messages.TypeTake, JobID: id, IssuedAt: time.Now(), Attempts: attempts},
+	cmd := &messages.TakeBackup{
+		Header:     messages.Header{Version: 1, Type: messages.TypeTake, JobID: id, IssuedAt: time.Now()},
 		VM:         vm,
 		Repository: messages.Repository{Type: messages.RepositoryDir, Address: "/nas"},
-	})
+	}
+	set(&cmd.Header)
+	data, err := messages.Encode(cmd)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,6 +43,13 @@ func (l *Limiter) SetLimit(mib int) {
 	l.changed = make(chan struct{})
 }
 
+// Limit returns the limit in force, in MiB/s; 0 is none.
+func (l *Limiter) Limit() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int(l.rate / (1 << 20))
+}
+
 // Wait returns when n bytes may be used, or with the cause of ctx's end. The time for n bytes
 // passes before they are used, so that a use never begins with a burst.
 func (l *Limiter) Wait(ctx context.Context, n int64) error {
