@@ -155,7 +155,8 @@ func TestDiscard(t *testing.T) {
 
 // Whatever step a commit dies after, there is no backup or a whole one, and the next attempt gets through.
 func TestCommitCrash(t *testing.T) {
-	steps := (&Partial{loc: location()}).steps(&Manifest{})
+	unfinished := &Partial{loc: location()}
+	steps := append(unfinished.steps(&Manifest{}), unfinished.naming()...)
 	for n := range len(steps) + 1 {
 		r, loc := openDir(t), location()
 		p, err := r.Create(t.Context(), loc)
@@ -163,7 +164,7 @@ func TestCommitCrash(t *testing.T) {
 		fill(t, p)
 		m := manifest(loc)
 		committed := false
-		for _, s := range p.steps(&m)[:n] {
+		for _, s := range append(p.steps(&m), p.naming()...)[:n] {
 			check(t, s.run(r.root))
 			committed = committed || s.name == "name the backup"
 		}
@@ -428,4 +429,33 @@ func TestContextAndClose(t *testing.T) {
 	wantCode(t, err, messages.CodeInternal)
 	_, err = r.FreeBytes(t.Context())
 	wantCode(t, err, messages.CodeInternal)
+}
+
+// TestCommitIsNotBrokenOffHalfWay ends the context at every moment of a commit: there is a backup and
+// Commit says so, or there is none.
+func TestCommitIsNotBrokenOffHalfWay(t *testing.T) {
+	committed := 0
+	for delay := time.Duration(0); committed < 3 && delay < time.Minute; delay += 100 * time.Microsecond {
+		r, loc := openDir(t), location()
+		p, err := r.Create(t.Context(), loc)
+		check(t, err)
+		fill(t, p)
+		ctx, cancel := context.WithCancel(t.Context())
+		timer := time.AfterFunc(delay, cancel)
+		_, err = p.Commit(ctx, manifest(loc))
+		timer.Stop()
+		cancel()
+		_, found := r.Find(t.Context(), ref(loc))
+		if (err == nil) != (found == nil) {
+			t.Fatalf("ended after %s: Commit says %v, Find %v", delay, err, found)
+		}
+		if err == nil {
+			committed++
+		} else {
+			committed = 0
+		}
+	}
+	if committed == 0 {
+		t.Error("no commit came through")
+	}
 }

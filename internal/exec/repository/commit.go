@@ -24,23 +24,37 @@ type step struct {
 // Commit makes the backup real: it syncs every file, measures them, writes manifest.json last, renames
 // <id>.partial to <id>, and syncs the folders above. It sets the manifest's Version, FinishedAt if it is zero,
 // and each disk's FileBytes and StoredBytes; the rest is the caller's, and the id and VM must be those of
-// Create. After an error the backup may be there only if the very last sync failed; Create then says so.
+// Create. When ctx ends there is no backup, or it is there and Commit says so: what gives the backup its
+// name is not broken off, however the job is told to end. After another error the backup may be there only
+// if one of the last two steps failed; Create then says so.
 func (p *Partial) Commit(ctx context.Context, m Manifest) (*Backup, error) {
+	m.Disks = append([]Disk(nil), m.Disks...)
+	if err := p.take(ctx, p.steps(&m)); err != nil {
+		return nil, err
+	}
+	if err := p.take(context.WithoutCancel(ctx), p.naming()); err != nil {
+		return nil, err
+	}
+	return p.r.backup(p.loc, m), nil
+}
+
+// take takes steps one after the other.
+func (p *Partial) take(ctx context.Context, steps []step) error {
 	what := "commit " + p.loc.String()
-	return call(ctx, p.r, long, what, func(ctx context.Context, root *os.Root) (*Backup, error) {
-		m.Disks = append([]Disk(nil), m.Disks...)
-		for _, s := range p.steps(&m) {
+	return do(ctx, p.r, long, what, func(ctx context.Context, root *os.Root) error {
+		for _, s := range steps {
 			if err := ctx.Err(); err != nil {
-				return nil, err
+				return err
 			}
 			if err := s.run(root); err != nil {
-				return nil, writeError(what+": "+s.name, err)
+				return writeError(what+": "+s.name, err)
 			}
 		}
-		return p.r.backup(p.loc, m), nil
+		return nil
 	})
 }
 
+// steps make everything durable below the name of an unfinished backup.
 func (p *Partial) steps(m *Manifest) []step {
 	partial := p.path()
 	return []step{
@@ -56,7 +70,13 @@ func (p *Partial) steps(m *Manifest) []step {
 			return root.Rename(path.Join(partial, manifestTemp), path.Join(partial, manifestName))
 		}},
 		{"sync the manifest's name", func(root *os.Root) error { return syncFolder(root, partial) }},
-		{"name the backup", func(root *os.Root) error { return root.Rename(partial, p.loc.String()) }},
+	}
+}
+
+// naming makes it a backup.
+func (p *Partial) naming() []step {
+	return []step{
+		{"name the backup", func(root *os.Root) error { return root.Rename(p.path(), p.loc.String()) }},
 		{"sync the backup's name", func(root *os.Root) error { return syncUp(root, p.loc.folder()) }},
 	}
 }

@@ -43,7 +43,7 @@ func TestModel(t *testing.T) {
 				}
 				fill(t, p)
 				m := manifest(loc)
-				steps := p.steps(&m)
+				steps := append(p.steps(&m), p.naming()...)
 				n := rapid.IntRange(0, len(steps)).Draw(rt, "steps until the crash")
 				for _, s := range steps[:n] {
 					check(t, s.run(r.root))
