@@ -42,6 +42,7 @@ func imported() []string {
 	return []string{
 		api + "CONSUMER.MSG.NEXT.*.*",
 		api + "DIRECT.GET." + messages.EventStream + "." + messages.EventSubject("*", "*", "*", "*"),
+		api + "DIRECT.GET.*." + messages.JobSubject("*", "*", "*"),
 		"$JS.ACK.>",
 		messages.EventSubject("*", "*", "*", "*"),
 		bus.BucketSubject(messages.HostBucket, messages.HostKey("*", "*")),
@@ -68,6 +69,7 @@ func hostRights(zone, host string) rights {
 			api + "CONSUMER.MSG.NEXT." + queue,
 			"$JS.ACK." + queue + ".>",
 			api + "DIRECT.GET." + messages.EventStream + "." + messages.EventSubject(zone, host, "*", "*"),
+			api + "DIRECT.GET." + messages.JobStream(zone) + "." + messages.JobSubject(zone, host, "*"),
 			messages.EventSubject(zone, host, "*", "*"),
 			messages.ProgressSubject(zone, host, "*"),
 			bus.BucketSubject(messages.HostBucket, messages.HostKey(zone, host)),

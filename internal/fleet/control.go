@@ -14,6 +14,9 @@ import (
 // seconds; a repository that hangs is waited for until it is given up.
 const endPatience = time.Minute
 
+// absentPatience is how long a host is asked that is not announced.
+const absentPatience = 3 * time.Second
+
 // JobAddress names a job to change.
 type JobAddress struct {
 	ID string `arg:"" name:"job" help:"The job's id, as jobs prints it."`
@@ -99,10 +102,24 @@ func (m *Manager) jobToChange(ctx context.Context, a JobAddress) (*record, error
 	return r, nil
 }
 
-// ask asks the job's host. bus.ErrAbsent says that nobody is there to ask.
+// ask asks the job's host. bus.ErrAbsent says that nobody is there to ask: the server says so, or,
+// where it stands between the accounts of a fleet and cannot, the host is not announced and silent.
 func (m *Manager) ask(ctx context.Context, r *record, req messages.ControlRequest) (messages.ControlReply, error) {
-	reply, err := m.bus.Control(ctx, r.Zone, r.Host, req)
+	_, err := m.bus.Host(ctx, r.Zone, r.Host)
+	announced := !errors.Is(err, bus.ErrNotFound)
+	if announced && err != nil {
+		return messages.ControlReply{}, err
+	}
+	limited := ctx
+	if !announced {
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeout(ctx, absentPatience)
+		defer cancel()
+	}
+	reply, err := m.bus.Control(limited, r.Zone, r.Host, req)
 	switch {
+	case errors.Is(err, context.DeadlineExceeded) && !announced && ctx.Err() == nil && m.bus.Connected():
+		return reply, fmt.Errorf("%s/%s is not announced and does not answer: %w", r.Zone, r.Host, bus.ErrAbsent)
 	case errors.Is(err, context.DeadlineExceeded) && m.bus.Connected():
 		return reply, &Error{
 			Class: Failed, Err: fmt.Errorf("%s/%s does not answer, and nobody knows whether job %s was changed", r.Zone, r.Host, r.JobID),
