@@ -72,12 +72,12 @@ func (w *Worker) handle(jobs, words context.Context, d Delivery) {
 	rec, err := w.journal.read(j.id)
 	if err != nil {
 		j.log.Error().Err(err).Msg("read the journal")
-		j.settle(j.d.retry(w.cfg.RetryDelay))
+		j.putBack(w.cfg.RetryDelay)
 		return
 	}
 	ok, delay := w.jobs.enter(j, rec.dangerous(j.attempts()))
 	if delay > 0 {
-		j.settle(j.d.retry(delay))
+		j.putBack(delay)
 	}
 	if !ok {
 		return
@@ -137,7 +137,7 @@ func (j *job) over() bool {
 	if err != nil {
 		// Not to know is no reason to do a job twice, and none to drop it.
 		j.log.Warn().Err(err).Msg("look up the job's last event")
-		j.settle(j.d.retry(j.w.cfg.RetryDelay))
+		j.putBack(j.w.cfg.RetryDelay)
 		return true
 	}
 	if final == nil {
@@ -163,7 +163,7 @@ func (j *job) run() {
 	rec, err := j.w.journal.read(j.id)
 	if err != nil {
 		j.log.Error().Err(err).Msg("read the journal")
-		j.settle(j.d.retry(j.w.cfg.RetryDelay))
+		j.putBack(j.w.cfg.RetryDelay)
 		return
 	}
 	b := j.begin(rec)
@@ -219,7 +219,7 @@ func (j *job) try(ctx context.Context, b bounds) {
 	rec, err := j.w.journal.begin(j.id)
 	if err != nil {
 		j.log.Error().Err(err).Msg("write the journal")
-		j.settle(j.d.retry(j.w.cfg.RetryDelay))
+		j.putBack(j.w.cfg.RetryDelay)
 		return
 	}
 	j.mu.Lock()
@@ -234,7 +234,7 @@ func (j *job) try(ctx context.Context, b bounds) {
 		j.w.journal.giveBack(j.id)
 		if err == nil {
 			j.log.Info().Msg("cancelled before it began")
-			j.settle(j.d.retry(j.w.cfg.BusyDelay))
+			j.putBack(j.w.cfg.BusyDelay)
 		}
 		return
 	}
@@ -288,7 +288,7 @@ func (j *job) finish(res result, err error, b bounds) {
 	j.w.jobs.leave(j)
 	switch d.ends {
 	case delayed:
-		j.settle(j.d.retry(d.delay))
+		j.putBack(d.delay)
 		return
 	case terminated:
 		j.settle(j.d.term(string(messages.CodeOf(d.err))))
@@ -331,6 +331,13 @@ func (j *job) refuse(head messages.Header, err error) {
 		return
 	}
 	j.settle(j.d.term(string(messages.CodeOf(err))))
+}
+
+// putBack has the command delivered again later. Before that it is no longer at work: the job must not
+// take over a delivery when it has let its own go.
+func (j *job) putBack(delay time.Duration) {
+	j.w.jobs.leave(j)
+	j.settle(j.d.retry(delay))
 }
 
 // settle notes that an end did not reach the server; the command then comes back by itself.
