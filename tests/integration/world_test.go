@@ -105,8 +105,18 @@ func (w *world) mkdir(t *testing.T, name string) string {
 
 var urlPattern = regexp.MustCompile(`nats://127\.0\.0\.1:\d+`)
 
-// start starts the worker and waits until it takes commands.
+// start starts the worker and waits until it takes commands and the publisher knows it.
 func (w *world) start(t *testing.T) {
+	t.Helper()
+	w.launch(t)
+	lab.Eventually(t, "the worker announces itself", func() bool {
+		out, _, code := w.try("hosts", "--json")
+		return code == 0 && strings.Contains(out, `"`+host+`"`)
+	})
+}
+
+// launch starts the worker and waits until it takes commands.
+func (w *world) launch(t *testing.T) {
 	t.Helper()
 	args := append([]string{
 		"--log-level", "debug", "run", "--zone", zone, "--host", host, "--libvirt", w.libvirt,
@@ -129,7 +139,7 @@ func (w *world) start(t *testing.T) {
 	}
 	w.ended = make(chan error, 1)
 	go func() { w.ended <- w.worker.Wait() }()
-	lab.Eventually(t, "the worker announces itself", func() bool {
+	lab.Eventually(t, "the worker is ready", func() bool {
 		select {
 		case err := <-w.ended:
 			t.Fatalf("the worker ended: %v\n%s", err, w.log.tail(20))
@@ -140,11 +150,7 @@ func (w *world) start(t *testing.T) {
 				return false
 			}
 		}
-		if !strings.Contains(w.log.String(), `"message":"ready"`) {
-			return false
-		}
-		out, _, code := w.try("hosts", "--json")
-		return code == 0 && strings.Contains(out, `"`+host+`"`)
+		return strings.Contains(w.log.String(), `"message":"ready"`)
 	})
 }
 
