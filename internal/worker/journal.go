@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,7 +87,29 @@ func openJournal(stateDir, zone, host string) (*journal, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("another hostworker of %s/%s runs on this machine (lock %s): %w", zone, host, lock.Name(), err)
 	}
-	return &journal{dir: dir, lock: lock}, nil
+	j := &journal{dir: dir, lock: lock}
+	if err := j.sweep(); err != nil {
+		j.close()
+		return nil, fmt.Errorf("tidy the journal: %w", err)
+	}
+	return j, nil
+}
+
+// unfinished ends the name of a record that is being written.
+const unfinished = ".tmp"
+
+// sweep removes what a worker that was killed while it wrote has left.
+func (j *journal) sweep() error {
+	entries, err := os.ReadDir(j.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), unfinished) {
+			err = errors.Join(err, os.Remove(filepath.Join(j.dir, e.Name())))
+		}
+	}
+	return err
 }
 
 func (j *journal) close() { _ = j.lock.Close() }
@@ -171,16 +194,21 @@ func (j *journal) write(job string, r record) error {
 	if err != nil {
 		return err
 	}
-	tmp := j.path(job) + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	tmp := j.path(job) + unfinished
+	if err := writeSynced(tmp, data); err != nil {
+		// It takes room that may be what is missing.
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return os.Rename(tmp, j.path(job))
+}
+
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp, j.path(job))
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // path is safe because a job is only begun, and only changed, when its id is a ULID.
