@@ -7,7 +7,7 @@ LINT_VERSION := v2.15.0
 LINT := .tools/golangci-lint-$(LINT_VERSION)
 FUZZTIME ?= 20s
 
-.PHONY: help build deps demo test test-ceph race lint fuzz bench generate clean
+.PHONY: help build deps demo test test-ceph soak race lint fuzz bench generate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: deps-demo build ## back up, encrypt, verify and restore a real disk image 
 
 test: deps ## run every test, unit and integration, against the real parts (root)
 	go test -tags $(TAGS) -timeout 30m -count=1 ./...
+
+soak: deps ## 500 jobs on two hosts while everything around them fails at random
+	NASFLEET_SOAK_JOBS=500 go test -tags $(TAGS) -timeout 120m -count=1 -v ./tests/soak
 
 race: deps ## the same under the race detector
 	go test -race -tags $(TAGS) -timeout 45m -count=1 ./...

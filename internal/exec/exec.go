@@ -85,6 +85,9 @@ type Reporter interface {
 	Disk(name string, done, total int64)
 	// Verified is called once a backup was read back and found right.
 	Verified(backupID string, v messages.Verification)
+	// Done is called once everything is done and only the cleaning up remains: a job whose worker is killed
+	// from then on must not be done again, because not every job can be.
+	Done(Outcome)
 }
 
 // Deleted is a backup that is gone, and the host that had taken it.
@@ -142,7 +145,9 @@ func (e *Executor) Run(ctx context.Context, cmd messages.Command, limiter *copie
 	ws.giveUp = cancel
 	var out Outcome
 	err = safely(func() (err error) {
-		out, err = e.run(ctx, ws, cmd, r)
+		if out, err = e.run(ctx, ws, cmd, r); err == nil {
+			r.Done(out)
+		}
 		return err
 	})
 	if p := new(panicError); errors.As(err, &p) {

@@ -101,3 +101,4 @@ type quiet struct{}
 func (quiet) Phase(messages.Phase)                   {}
 func (quiet) Disk(string, int64, int64)              {}
 func (quiet) Verified(string, messages.Verification) {}
+func (quiet) Done(Outcome)                           {}

@@ -41,6 +41,8 @@ type restoreTarget struct {
 	// path is what the disk will be; tmp is the new file that becomes it at the end, "" where an
 	// existing disk is overwritten in place.
 	path, tmp, format string
+	// restored says that an attempt before this one has restored the disk, and died before it could say so.
+	restored bool
 
 	// The rest is there once the disk is open.
 	stored     storedDisk
@@ -128,11 +130,11 @@ func (t *restoring) aimAtDir(disks []repository.Disk) error {
 		to := &restoreTarget{disk: d, format: format}
 		to.path = filepath.Join(t.cmd.ToDir, d.Name+"."+format)
 		to.tmp = filepath.Join(t.cmd.ToDir, "."+d.Name+"."+format+unfinishedSuffix(t.ws.job))
-		if err := t.mayReplace(to.path); err != nil {
-			return err
-		}
-		if err := os.Remove(to.tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return messages.Errorf(messages.CodeTargetWriteFailed, "remove what an earlier attempt left: %w", err)
+		to.restored = !t.cmd.Force && sameFile(to.tmp, to.path)
+		if !to.restored {
+			if err := t.makeWay(to); err != nil {
+				return err
+			}
 		}
 		t.ws.onClose("unfinished restore", func(ctx context.Context) error {
 			return t.onTarget(ctx, func() error {
@@ -151,6 +153,24 @@ func (t *restoring) aimAtDir(disks []repository.Disk) error {
 func (t *restoring) onTarget(ctx context.Context, f func() error) error {
 	_, err := onHost(ctx, messages.CodeTargetWriteFailed, "the folder to restore to", func() (struct{}, error) { return struct{}{}, f() })
 	return err
+}
+
+// makeWay makes sure that a disk may get its name, and removes what an earlier attempt left.
+func (t *restoring) makeWay(to *restoreTarget) error {
+	if err := t.mayReplace(to.path); err != nil {
+		return err
+	}
+	if err := os.Remove(to.tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return messages.Errorf(messages.CodeTargetWriteFailed, "remove what an earlier attempt left: %w", err)
+	}
+	return nil
+}
+
+// sameFile says whether two names are one file's.
+func sameFile(a, b string) bool {
+	x, errA := os.Lstat(a)
+	y, errB := os.Lstat(b)
+	return errA == nil && errB == nil && os.SameFile(x, y)
 }
 
 // unfinishedSuffix ends the name of a file that a job restores.
@@ -248,7 +268,10 @@ func (t *restoring) domain(ctx context.Context) (string, error) {
 		return "", err
 	}
 	t.notes = notes
-	if _, err := t.e.cfg.Hypervisor.Domain(ctx, t.cmd.Backup.VM); messages.CodeOf(err) != messages.CodeVMNotFound {
+	if dom, err := t.e.cfg.Hypervisor.Domain(ctx, t.cmd.Backup.VM); messages.CodeOf(err) != messages.CodeVMNotFound {
+		if err == nil && t.defined(dom) {
+			return "", nil
+		}
 		if err == nil {
 			err = messages.Errorf(messages.CodeVMExists, "vm %s is defined", t.cmd.Backup.VM)
 		}
@@ -257,25 +280,37 @@ func (t *restoring) domain(ctx context.Context) (string, error) {
 	return rewritten, nil
 }
 
+// defined says whether an attempt before this one has defined the VM, and died before it could say so.
+func (t *restoring) defined(dom hypervisor.Domain) bool {
+	for _, to := range t.to {
+		mine := func(d hypervisor.Disk) bool { return d.Target == to.disk.Name && d.Path == to.path }
+		if !to.restored || !slices.ContainsFunc(dom.Disks, mine) {
+			return false
+		}
+	}
+	return true
+}
+
 // copy opens every disk on both sides before it writes to the first: what is wrong with one of
 // them is found while a VM's other disks are still what they were.
 func (t *restoring) copy(ctx context.Context) error {
-	stored, err := t.backup.disks(ctx, t.disks())
+	todo := slices.DeleteFunc(slices.Clone(t.to), func(to *restoreTarget) bool { return to.restored })
+	stored, err := t.backup.disks(ctx, disksOf(todo))
 	if err != nil {
 		return err
 	}
 	for i, d := range stored {
-		t.to[i].stored = d
+		todo[i].stored = d
 	}
-	if err := each(ctx, t.to, t.open); err != nil {
+	if err := each(ctx, todo, t.open); err != nil {
 		return err
 	}
-	return each(ctx, t.to, t.copyDisk)
+	return each(ctx, todo, t.copyDisk)
 }
 
-func (t *restoring) disks() []repository.Disk {
+func disksOf(targets []*restoreTarget) []repository.Disk {
 	var disks []repository.Disk
-	for _, to := range t.to {
+	for _, to := range targets {
 		disks = append(disks, to.disk)
 	}
 	return disks
@@ -341,9 +376,10 @@ func (t *restoring) openExisting(ctx context.Context, into *storaged.Daemon, to 
 	return nil
 }
 
-// settle gives a restored file its name. Without force a name that was taken meanwhile is left alone.
+// settle gives a restored file its name. Without force a name that was taken meanwhile is left alone, and the
+// file keeps its first name beside the new one until the job cleans up: so the next attempt knows it for its own.
 func (t *restoring) settle(to *restoreTarget) error {
-	if to.tmp == "" {
+	if to.tmp == "" || to.restored {
 		return nil
 	}
 	if err := rename(to.tmp, to.path, t.cmd.Force); err != nil {
@@ -360,26 +396,24 @@ func (t *restoring) settle(to *restoreTarget) error {
 	return messages.EnsureCode(messages.CodeTargetWriteFailed, errors.Join(dir.Sync(), dir.Close()))
 }
 
-// rename gives a file a name, which only with replace may be taken.
+// rename gives a file a name, which only with replace may be taken. Where it is not, and the file system knows
+// links, the file keeps its old name as well.
 func rename(from, to string, replace bool) error {
 	if replace {
 		return os.Rename(from, to)
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		return renameByLink(from, to)
+	err := os.Link(from, to)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return renameNoReplace(from, to)
 	}
 	return err
 }
 
-// renameByLink is for NFS and sshfs, which know no RENAME_NOREPLACE: a link takes no name that is
-// taken either. Where there are no links the name is looked at before.
-func renameByLink(from, to string) error {
-	err := os.Link(from, to)
-	if err == nil {
-		return os.Remove(from)
-	}
-	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+// renameNoReplace is for file systems without links, such as FAT. Where they know no RENAME_NOREPLACE either
+// the name is looked at before.
+func renameNoReplace(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
 		return err
 	}
 	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {

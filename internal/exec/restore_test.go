@@ -81,8 +81,17 @@ func TestChoose(t *testing.T) {
 
 func TestRename(t *testing.T) {
 	for name, f := range map[string]func(from, to string) error{
-		"flag": func(from, to string) error { return rename(from, to, false) },
-		"link": renameByLink,
+		"flag": renameNoReplace,
+		"link": func(from, to string) error {
+			err := rename(from, to, false)
+			if err == nil && !sameFile(from, to) {
+				t.Error("the file has not kept its first name")
+			}
+			if err == nil {
+				err = os.Remove(from)
+			}
+			return err
+		},
 	} {
 		dir := t.TempDir()
 		from, to := write(t, filepath.Join(dir, "tmp"), []byte("new")), filepath.Join(dir, "disk")

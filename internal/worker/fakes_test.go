@@ -238,7 +238,11 @@ func (f fakeExecutor) Run(ctx context.Context, c messages.Command, l *copier.Lim
 	if l == nil {
 		return exec.Outcome{}, errors.New("the job has no limiter")
 	}
-	return f(ctx, c, r)
+	out, err := f(ctx, c, r)
+	if err == nil {
+		r.Done(out)
+	}
+	return out, err
 }
 
 func (f fakeExecutor) CleanUp(context.Context, messages.Command) error { return nil }

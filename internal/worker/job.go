@@ -254,8 +254,7 @@ func (j *job) work(ctx context.Context) (result, error) {
 	if err != nil {
 		return res, err
 	}
-	// Not every job can be done twice: what was deleted is not found, what was restored exists.
-	if jerr := j.w.journal.done(j.id, res); jerr != nil {
+	if jerr := j.w.journal.ended(j.id); jerr != nil {
 		j.log.Error().Err(jerr).Msg("write the journal")
 	}
 	return res, nil
@@ -299,10 +298,10 @@ func (j *job) finish(res result, err error, b bounds) {
 }
 
 // conclude notes that the attempt came to an end. Where there is to be no other, what those before
-// it may have left is ended.
+// it may have left is ended: also where one had done the job and was cut off while it cleaned up.
 func (j *job) conclude(d decision) error {
 	cutOff := j.rec.Open && !j.tried
-	if d.kind.Final() && d.err != nil && (j.rec.Left || cutOff) {
+	if d.kind.Final() && (d.err != nil && j.rec.Left || cutOff) {
 		j.cleanUp()
 	}
 	if d.kind == messages.KindSucceeded {

@@ -129,15 +129,15 @@ func (j *journal) begin(job string) (record, error) {
 	})
 }
 
-// ended notes that an attempt came to an end, and that there is to be another.
+// ended notes that an attempt came to an end and has cleaned up.
 func (j *journal) ended(job string) error {
 	_, err := j.update(job, func(r *record) { r.Open, r.Cuts = false, 0 })
 	return err
 }
 
-// done notes what a job has done.
+// done notes what a job has done. The attempt is still to clean up.
 func (j *journal) done(job string, res result) error {
-	_, err := j.update(job, func(r *record) { r.Open, r.Done = false, &res })
+	_, err := j.update(job, func(r *record) { r.Done = &res })
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nasfleet/nasfleet/internal/exec"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -58,6 +59,16 @@ func (p *progress) Verified(backupID string, v messages.Verification) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.verified = &ev
+}
+
+// Done implements exec.Reporter: it notes what there is to report.
+func (p *progress) Done(out exec.Outcome) {
+	p.mu.Lock()
+	res := result{Outcome: out, Verified: p.verified}
+	p.mu.Unlock()
+	if err := p.j.w.journal.done(p.j.id, res); err != nil {
+		p.j.log.Error().Err(err).Msg("write the journal")
+	}
 }
 
 func (p *progress) start(ctx context.Context) {

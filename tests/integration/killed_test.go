@@ -172,9 +172,90 @@ func TestKilledWhileMounting(t *testing.T) {
 	lab.NoFilesMatching(t, s.sshd.Export, "*.partial")
 }
 
+// TestKilledInOtherJobs kills the worker in restores, a verify and a delete.
+func TestKilledInOtherJobs(t *testing.T) {
+	s := newKillScene(t)
+	ev := s.take(t, "--vm", "web")
+	doomed := s.take(t, "--vm", "web")
+	to := filepath.Join(s.mnt, "to")
+	restored := filepath.Join(to, "vda.qcow2")
+	writes := 0
+	noted := func(s *killScene, job, path string) bool {
+		return strings.Contains(path, "/state/") && strings.Contains(path, job)
+	}
+	restore := func(mib int) messages.Command {
+		return &messages.RestoreBackup{
+			Header: header(messages.TypeRestore), Backup: ev.Backup.Ref(), ToDir: to, Details: messages.Details{BandwidthLimit: mib},
+		}
+	}
+	verify := &messages.VerifyBackup{
+		Header: header(messages.TypeVerify), Backup: ev.Backup.Ref(), Details: messages.Details{BandwidthLimit: 8},
+	}
+	for _, p := range []struct {
+		killPoint
+		cmd messages.Command
+	}{
+		{killPoint{"restoring", nil, inPhase(messages.PhaseCopying), 2}, restore(8)},
+		{killPoint{"restored, not noted", nil, opening(func(s *killScene, job, path string) bool {
+			return noted(s, job, path) && exists(restored)
+		}), 2}, restore(0)},
+		{killPoint{"restored, not tidied", nil, opening(func(s *killScene, job, path string) bool {
+			// Once it is restored the record is written twice: with what was done, and when it is tidied up.
+			if noted(s, job, path) && strings.HasSuffix(path, ".tmp") && exists(restored) {
+				writes++
+			}
+			return writes == 2
+		}), 1}, restore(0)},
+		{killPoint{"verifying", nil, inPhase(messages.PhaseVerifying), 2}, verify},
+		{killPoint{"deleted, not noted", nil, opening(func(s *killScene, job, path string) bool {
+			return noted(s, job, path) && !exists(s.folder(doomed.BackupID))
+		}), 2}, &messages.DeleteBackup{Header: header(messages.TypeDelete), Backup: doomed.Backup.Ref()}},
+	} {
+		t.Run(p.name, func(t *testing.T) {
+			job := p.cmd.Head().JobID
+			reached, release := p.stop(t, s, job)
+			if _, err := s.connect(t).Publish(t.Context(), zone, host, p.cmd); err != nil {
+				t.Fatal(err)
+			}
+			await(t, p.name, reached)
+			s.kill(t)
+			release()
+			s.start(t)
+			final := s.over(t, job, p.attempt)
+			lab.NoFilesMatching(t, s.mnt, "*.partial")
+			for disk, path := range final.Restored {
+				o := originals(s.disks)[disk]
+				compare(t, o.format, o.path, "qcow2", path)
+			}
+			if err := os.RemoveAll(to); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if list := s.ls(t); len(list) != 1 || list[0]["id"] != ev.BackupID {
+		t.Errorf("the catalog has %v", list)
+	}
+}
+
 // takenUp waits until a job whose worker was killed has ended, and checks that it was done once and nothing
 // else is left of it.
 func (s *killScene) takenUp(t *testing.T, job string, attempt int) messages.Event {
+	t.Helper()
+	ev := s.over(t, job, attempt)
+	n := 0
+	for _, b := range s.ls(t) {
+		if b["job_id"] == job {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("the catalog has the job's backup %d times", n)
+	}
+	return ev
+}
+
+// over is takenUp for a job of any kind.
+func (s *killScene) over(t *testing.T, job string, attempt int) messages.Event {
 	t.Helper()
 	ev := s.awaitFinal(t, job)
 	if ev.Kind != messages.KindSucceeded || attempt != 0 && ev.Attempt != attempt {
@@ -186,15 +267,6 @@ func (s *killScene) takenUp(t *testing.T, job string, attempt int) messages.Even
 	s.vm.Running(t)
 	if s.vm.HasBackupJob(t) {
 		t.Error("libvirt still runs a backup job")
-	}
-	n := 0
-	for _, b := range s.ls(t) {
-		if b["job_id"] == job {
-			n++
-		}
-	}
-	if n != 1 {
-		t.Errorf("the catalog has the job's backup %d times", n)
 	}
 	return ev
 }

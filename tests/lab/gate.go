@@ -25,7 +25,8 @@ type Gate struct {
 
 // HoldOpens watches the file system that the path lies on, which must be the test's own (LoopFS), and holds
 // up the first process but this one that opens a file or folder whose path hold chooses. It goes on when
-// the gate is opened, at the latest with the test. hold is called from one goroutine.
+// the gate is opened, at the latest with the test. hold is called from one goroutine, and must open nothing on
+// that file system itself: it would wait for its own answer.
 func HoldOpens(t testing.TB, path string, hold func(path string) bool) *Gate {
 	t.Helper()
 	fd, err := unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
