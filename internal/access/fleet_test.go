@@ -92,12 +92,17 @@ func (f *testFleet) start() {
 // connect connects with credentials of the key folder, whichever the kind wants.
 func (f *testFleet) connect(cfg bus.Config) *bus.Bus {
 	f.t.Helper()
+	return f.dial(f.as(cfg))
+}
+
+// as picks the credentials of the kind.
+func (f *testFleet) as(cfg bus.Config) bus.Config {
 	if f.kind == access.JWT {
 		cfg.Creds, cfg.NKey = f.keys.Path(cfg.Creds), ""
 	} else {
 		cfg.NKey, cfg.Creds = f.keys.Path(cfg.NKey), ""
 	}
-	return f.dial(cfg)
+	return cfg
 }
 
 func (f *testFleet) dial(cfg bus.Config) *bus.Bus {

@@ -350,6 +350,69 @@ func TestReplySubjects(t *testing.T) {
 	})
 }
 
+// Hosts are of one account, so that a control request can be put before b by way of a reply. b can
+// tell it from the publisher's.
+func TestForgedControl(t *testing.T) {
+	forBoth(t, func(t *testing.T, f *testFleet) {
+		ctx, a, b := t.Context(), f.raw("a"), f.worker("b")
+		signer, err := secret.LoadOrCreateSigner(f.keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		authority, err := secret.NewVerifier(time.Hour, signer.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		forged := make(chan error, 16)
+		stop, err := b.ServeControl(zone, "b", func(_ context.Context, m bus.ControlMessage) messages.ControlReply {
+			r := messages.ControlReply{Version: messages.Version, JobID: m.JobID, Reply: messages.ReplyCancelling}
+			if err := authority.Verify(m.Subject, m.Signature, m.Data); err != nil {
+				forged <- err
+				r.Reply, r.Error = messages.ReplyRefused, messages.FailureOf(err)
+			}
+			return r
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stop()
+		request := messages.ControlRequest{Version: messages.Version, Action: messages.ActionCancel, JobID: ulid.Make().String(), IssuedAt: time.Now()}
+		data, err := json.Marshal(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine := nats.NewMsg(messages.EventSubject(zone, "a", request.JobID, messages.KindAccepted))
+		mine.Data = data
+		mine.Header.Set(messages.SignatureHeader, "sig1."+signer.Public()+".AAAA."+messages.ControlSubject(zone, "b"))
+		if _, err := a.RequestMsg(mine, patience); err != nil {
+			t.Fatal(err)
+		}
+		get := "$JS.API.DIRECT.GET." + messages.EventStream + "." + mine.Subject
+		signed := f.dial(f.as(bus.Config{Creds: access.PublisherCreds, NKey: access.PublisherNKey, Sign: signer.Sign}))
+		// The publisher's own comes through, and then a's has been seen, if it is: both go to b in order.
+		late := time.After(patience)
+		for seen := false; !seen; {
+			if err := a.PublishRequest(get, messages.ControlSubject(zone, "b"), nil); err != nil {
+				t.Fatal(err)
+			}
+			if r, err := signed.Control(ctx, zone, "b", request); err == nil && r.Reply != messages.ReplyCancelling {
+				t.Fatalf("the publisher's own request: %+v", r)
+			}
+			select {
+			case err := <-forged:
+				t.Logf("a's request to b: %v", err)
+				if messages.CodeOf(err) != messages.CodeCommandForged {
+					t.Error(err)
+				}
+				seen = true
+			case <-late:
+				t.Fatal("a's request did not reach b: this test shows nothing")
+			default:
+			}
+		}
+	})
+}
+
 // requests are what a host may ask, each answered with something else.
 func requests(jobs, job string) map[string]*nats.Msg {
 	msg := func(subject, data string) *nats.Msg {
