@@ -60,3 +60,19 @@ func control(w *worker.Worker) bus.Answerer {
 		return w.Control(ctx, worker.Request(m))
 	}
 }
+
+func (o outbox) PutBackup(ctx context.Context, e messages.CatalogEntry) error {
+	return forbidden(o.Bus.PutBackup(ctx, e))
+}
+
+func (o outbox) RemoveBackup(ctx context.Context, zone, host, id string) error {
+	return forbidden(o.Bus.RemoveBackup(ctx, zone, host, id))
+}
+
+// forbidden tells the worker of a right that it has not got.
+func forbidden(err error) error {
+	if errors.Is(err, bus.ErrUnauthorized) {
+		return errors.Join(worker.ErrForbidden, err)
+	}
+	return err
+}

@@ -89,6 +89,9 @@ func TestHostWorks(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
+		if data, err := w.Command(ctx, zone, "a", job); err != nil || len(data) == 0 {
+			t.Errorf("its own command: %v", err)
+		}
 		if _, err := w.FinalEvent(ctx, zone, "a", job); !errors.Is(err, bus.ErrNotFound) {
 			t.Errorf("final event of a job that runs: %v", err)
 		}
@@ -426,6 +429,7 @@ func requests(jobs, job string) map[string]*nats.Msg {
 		"a direct get":     msg("$JS.API.DIRECT.GET."+messages.EventStream+"."+messages.EventSubject(zone, "a", job, messages.KindAccepted), ""),
 		"a 404":            msg("$JS.API.DIRECT.GET."+messages.EventStream+"."+messages.EventSubject(zone, "a", job, messages.KindCancelled), ""),
 		"a consumer info":  msg("$JS.API.CONSUMER.INFO."+jobs+".host_a", ""),
+		"its own command":  msg("$JS.API.DIRECT.GET."+jobs+"."+messages.JobSubject(zone, "a", job), ""),
 		"a pull":           msg("$JS.API.CONSUMER.MSG.NEXT."+jobs+".host_a", `{"batch":1,"no_wait":true}`),
 		"a bad pull":       msg("$JS.API.CONSUMER.MSG.NEXT."+jobs+".host_a", `nonsense`),
 		"an ack of an ack": msg("$JS.ACK."+jobs+".host_a.1.1.1.1.0", ""),

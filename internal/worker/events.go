@@ -89,28 +89,11 @@ func (j *job) report(d decision, res result) error {
 		}
 	}
 	if d.kind == messages.KindSucceeded {
-		if err := j.updateCatalog(res.Outcome); err != nil {
+		if err := j.updateCatalog(&res.Outcome); err != nil {
 			return fmt.Errorf("the catalog: %w", err)
 		}
 	}
 	return j.publish(j.outcome(d, res.Outcome))
-}
-
-func (j *job) updateCatalog(out exec.Outcome) error {
-	if out.Backup != nil {
-		return j.w.out.PutBackup(j.words, *out.Backup)
-	}
-	for _, d := range out.Deleted {
-		if err := j.w.out.RemoveBackup(j.words, d.Zone, d.Host, d.ID); err != nil {
-			return err
-		}
-	}
-	for _, entry := range out.Listed {
-		if err := j.w.out.PutBackup(j.words, entry); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (j *job) publish(ev messages.Event) error { return j.w.out.PublishEvent(j.words, ev) }

@@ -24,6 +24,8 @@ type job struct {
 	attempt int
 	started time.Time
 	log     zerolog.Logger
+	// forbidden says that entries of other hosts cannot be written.
+	forbidden bool
 	// ctx ends when the job is to stop; its cause says why.
 	ctx  context.Context
 	stop context.CancelCauseFunc

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
@@ -50,11 +51,16 @@ type Outbox interface {
 	FinalEvent(ctx context.Context, zone, host, job string) (*messages.Event, error)
 	// Command returns the stored command of a job, or nil.
 	Command(ctx context.Context, zone, host, job string) ([]byte, error)
+	// PutBackup and RemoveBackup are ErrForbidden where the host may not write the entry and ctx has
+	// ended meanwhile.
 	PutBackup(context.Context, messages.CatalogEntry) error
 	RemoveBackup(ctx context.Context, zone, host, id string) error
 	Announce(context.Context, messages.HostInfo) error
 	Withdraw(ctx context.Context, zone, host string) error
 }
+
+// ErrForbidden is a right that this host has not got.
+var ErrForbidden = errors.New("this host has no right to it")
 
 // Authority says whether a command is the publisher's own; see secret.Verifier.
 type Authority interface {
