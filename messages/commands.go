@@ -152,7 +152,8 @@ type DeleteBackup struct {
 
 // RekeyBackup asks for other passphrases on an encrypted backup. Its data stays as it is: what
 // changes are the headers of its LUKS containers and the manifest. Afterwards the passphrases in
-// Details open the backup, and no others do.
+// Details open the backup, and no others do. The other backups of its chain get them too, because one
+// passphrase opens a chain.
 type RekeyBackup struct {
 	Header
 	Backup BackupRef `json:"backup"`

@@ -97,8 +97,10 @@ type Deleted struct{ ID, Zone, Host string }
 type Outcome struct {
 	// BackupID is set by commands on one backup.
 	BackupID string
-	// Backup is set when one was taken.
+	// Backup is set when one was taken, or got another passphrase.
 	Backup *messages.CatalogEntry
+	// Changed are other backups that are not what they were.
+	Changed []messages.CatalogEntry
 	// Deleted are the backups that no longer exist.
 	Deleted []Deleted
 	// Listed holds what a repository holds; nil unless one was listed.

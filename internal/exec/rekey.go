@@ -3,7 +3,10 @@ package exec
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
@@ -11,23 +14,35 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// rekeying is a change of a backup's passphrases under way.
+// rekeying is a change of the passphrases of a backup, and of all others of its chain, under way: one
+// passphrase opens a chain.
 type rekeying struct {
 	ws  *workspace
 	cmd *messages.RekeyBackup
 	// old opens the backup before, fresh and recovery (nil for none) open it afterwards.
 	old, fresh, recovery *secret.Passphrase
 	// stays says that old is the recovery passphrase.
-	stays  bool
-	backup *repository.Backup
-	disks  []*rekeyedDisk
+	stays   bool
+	daemon  *storaged.Daemon
+	backups []*rekeyedBackup // that of the command first
+	disks   []*rekeyedDisk   // of all of them
+	// wrapped are the keys of the digests as they are going to be, by what they were wrapped in: backups of
+	// a chain share theirs, and go on doing so.
+	wrapped map[string][]json.RawMessage
+}
+
+type rekeyedBackup struct {
+	*repository.Backup
+	wrapped []json.RawMessage
 }
 
 // rekeyedDisk is a disk whose container gets other passphrases.
 type rekeyedDisk struct {
 	name, path string
-	daemon     *storaged.Daemon
-	// slots are the key slots to keep; nil where an earlier attempt has come to the end with the disk.
+	// with is the passphrase that opened it at first; nil where an earlier attempt has come to the end with
+	// the disk.
+	with *secret.Passphrase
+	// slots are the key slots to keep.
 	slots []int
 }
 
@@ -39,9 +54,9 @@ type rekeyStep struct {
 }
 
 // rekey does a RekeyBackup. Nothing is taken away before the new passphrase opens everything: the key
-// slots are added, then the manifest gets the digests' key for it as well, then the others go.
+// slots are added, then the manifests get the digests' key for it as well, then the others go.
 func (e *Executor) rekey(ctx context.Context, ws *workspace, cmd *messages.RekeyBackup, r Reporter) (Outcome, error) {
-	t := &rekeying{ws: ws, cmd: cmd}
+	t := &rekeying{ws: ws, cmd: cmd, wrapped: map[string][]json.RawMessage{}}
 	defer t.wipe()
 	if err := t.openKeys(e); err != nil {
 		return Outcome{}, err
@@ -56,12 +71,29 @@ func (e *Executor) rekey(ctx context.Context, ws *workspace, cmd *messages.Rekey
 			return Outcome{}, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	entry := t.backup.Manifest.CatalogEntry(cmd.Backup.Repository, cmd.Backup.BackupPath)
+	return t.outcome(), nil
+}
+
+func (t *rekeying) outcome() Outcome {
 	note := "tried on every disk: the old passphrase no longer opens it, the new one does"
 	if t.stays {
 		note = "tried on every disk: the new passphrase opens it, and the old one as its recovery passphrase; no other does"
 	}
-	return Outcome{BackupID: cmd.Backup.ID, Backup: &entry, Notes: []string{note}}, nil
+	out := Outcome{BackupID: t.cmd.Backup.ID, Notes: []string{note}}
+	var others []string
+	for i, b := range t.backups {
+		entry := b.Manifest.CatalogEntry(t.cmd.Backup.Repository, t.cmd.Backup.BackupPath)
+		if i == 0 {
+			out.Backup = &entry
+			continue
+		}
+		out.Changed = append(out.Changed, entry)
+		others = append(others, entry.ID)
+	}
+	if len(others) > 0 {
+		out.Notes = append(out.Notes, "the other backups of its chain have the same passphrase now: "+strings.Join(others, ", "))
+	}
+	return out
 }
 
 func (t *rekeying) openKeys(e *Executor) (err error) {
@@ -89,29 +121,55 @@ func (t *rekeying) wipe() {
 	t.recovery.Wipe()
 }
 
+// find finds the backup, what it continues, and what continues any of them.
 func (t *rekeying) find(ctx context.Context) error {
 	repo, err := t.ws.repository(ctx, t.cmd.Backup.Repository)
 	if err != nil {
 		return err
 	}
-	if t.backup, err = repo.Find(ctx, t.cmd.Backup); err != nil {
+	chain, err := repo.Chain(ctx, t.cmd.Backup)
+	if err != nil {
 		return err
 	}
-	if !t.backup.Manifest.Encryption.LUKS {
-		return messages.Errorf(messages.CodeInvalidDetail, "backup %s is not encrypted", t.cmd.Backup.ID).
-			WithHint("A backup in the clear stays so: take an encrypted one and delete it.")
+	for _, b := range chain {
+		t.backups = append(t.backups, &rekeyedBackup{Backup: b})
 	}
-	for i, d := range t.backup.Manifest.Disks {
-		disk := &rekeyedDisk{name: d.Name}
-		if disk.path, err = t.backup.Path(ctx, d.File); err != nil {
+	ref := t.cmd.Backup
+	ref.ID = chain[len(chain)-1].Manifest.ID
+	needing, err := repo.Dependents(ctx, ref)
+	if err != nil {
+		return err
+	}
+	for _, d := range needing {
+		if slices.ContainsFunc(chain, func(b *repository.Backup) bool { return b.Manifest.ID == d.ID }) {
+			continue
+		}
+		ref.ID = d.ID
+		b, err := repo.Find(ctx, ref)
+		if err != nil {
 			return err
 		}
-		if disk.daemon, err = t.ws.daemon(ctx, fmt.Sprintf("key%d", i)); err != nil {
-			return err
-		}
-		t.disks = append(t.disks, disk)
+		t.backups = append(t.backups, &rekeyedBackup{Backup: b})
 	}
-	return nil
+	return t.open(ctx)
+}
+
+func (t *rekeying) open(ctx context.Context) (err error) {
+	for _, b := range t.backups {
+		if !b.Manifest.Encryption.LUKS {
+			return messages.Errorf(messages.CodeInvalidDetail, "backup %s is not encrypted", b.Manifest.ID).
+				WithHint("A backup in the clear stays so: take an encrypted one and delete it.")
+		}
+		for _, d := range b.Manifest.Disks {
+			disk := &rekeyedDisk{name: b.Manifest.ID + "/" + d.Name}
+			if disk.path, err = b.Path(ctx, d.File); err != nil {
+				return err
+			}
+			t.disks = append(t.disks, disk)
+		}
+	}
+	t.daemon, err = t.ws.daemon(ctx, "keys")
+	return err
 }
 
 func (t *rekeying) steps() []rekeyStep {
@@ -121,94 +179,114 @@ func (t *rekeying) steps() []rekeyStep {
 			steps = append(steps, rekeyStep{what + " " + d.name, func(ctx context.Context) error { return fn(ctx, d) }})
 		}
 	}
+	eachManifest := func(what string, fn func(context.Context, *rekeyedBackup) error) {
+		for _, b := range t.backups {
+			steps = append(steps, rekeyStep{what + " the manifest of " + b.Manifest.ID, func(ctx context.Context) error { return fn(ctx, b) }})
+		}
+	}
+	eachDisk("look at", t.look)
+	eachManifest("look at", t.rewrap)
 	eachDisk("add the new passphrase to", t.add)
-	steps = append(steps, rekeyStep{"add the new passphrase to the manifest", t.rewrite(true)})
+	eachManifest("add the new passphrase to", func(ctx context.Context, b *rekeyedBackup) error {
+		return t.rewrite(ctx, b, b.Manifest.Digest.WrappedKeys)
+	})
 	eachDisk("take the old passphrase from", t.takeAway)
-	steps = append(steps, rekeyStep{"take the old passphrase from the manifest", t.rewrite(false)})
+	eachManifest("take the old passphrase from", func(ctx context.Context, b *rekeyedBackup) error { return t.rewrite(ctx, b, nil) })
 	eachDisk("try the passphrases on", t.try)
-	return append(steps, rekeyStep{"try the passphrases on the manifest", func(context.Context) error { return t.tryManifest() }})
+	eachManifest("try the passphrases on", func(_ context.Context, b *rekeyedBackup) error { return t.tryManifest(b) })
+	return steps
 }
 
-// add gives the disk the passphrases it is to have, unless it has them and no others. Slots that an
-// earlier attempt added cannot be told from others: they are added anew, and those go with the old ones.
-func (t *rekeying) add(ctx context.Context, d *rekeyedDisk) error {
-	old, err := d.opens(ctx, t.old)
+// look finds out which passphrase opens the disk, before anything is changed anywhere.
+func (t *rekeying) look(ctx context.Context, d *rekeyedDisk) error {
+	old, err := t.opens(ctx, d, t.old)
 	if err != nil {
 		return err
 	}
-	with := t.old
-	if !old {
-		done, err := t.isDone(ctx, d)
-		if done || err != nil {
-			return err
-		}
-		with = t.fresh
+	if old {
+		d.with = t.old
+		return nil
 	}
-	passphrases := [][]byte{t.fresh.Bytes()}
-	if t.recovery != nil {
-		passphrases = append(passphrases, t.recovery.Bytes())
+	done, err := t.isDone(ctx, d)
+	if !done {
+		d.with = t.fresh
 	}
-	d.slots, err = d.daemon.AddKeys(ctx, d.as(with), passphrases...)
 	return err
 }
 
 // isDone says of a disk that the old passphrase does not open whether the new ones are all it has. One
 // that the new one does not open either is CodeWrongPassphrase.
 func (t *rekeying) isDone(ctx context.Context, d *rekeyedDisk) (bool, error) {
-	slots, want := 0, 1
-	fresh, err := d.opens(ctx, t.fresh)
-	if err == nil && !fresh {
-		err = messages.Errorf(messages.CodeWrongPassphrase, "the old passphrase does not open it, and the new one does not either")
+	fresh, err := t.opens(ctx, d, t.fresh)
+	if err != nil {
+		return false, err
 	}
-	if err == nil {
-		slots, err = d.daemon.Slots(ctx, d.as(t.fresh))
+	if !fresh {
+		return false, messages.Errorf(messages.CodeWrongPassphrase, "the old passphrase does not open it, and the new one does not either")
 	}
+	slots, err := t.daemon.Slots(ctx, d.as(t.fresh))
 	if err != nil || t.recovery == nil {
-		return slots == want, err
+		return slots == 1, err
 	}
-	recovery, err := d.opens(ctx, t.recovery)
-	return recovery && slots == want+1, err
+	recovery, err := t.opens(ctx, d, t.recovery)
+	return recovery && slots == 2, err
+}
+
+// add gives the disk the passphrases it is to have. Slots that an earlier attempt added cannot be told from
+// others: they are added anew, and those go with the old ones.
+func (t *rekeying) add(ctx context.Context, d *rekeyedDisk) (err error) {
+	if d.with == nil {
+		return nil
+	}
+	passphrases := [][]byte{t.fresh.Bytes()}
+	if t.recovery != nil {
+		passphrases = append(passphrases, t.recovery.Bytes())
+	}
+	d.slots, err = t.daemon.AddKeys(ctx, d.as(d.with), passphrases...)
+	return err
 }
 
 func (t *rekeying) takeAway(ctx context.Context, d *rekeyedDisk) error {
-	if d.slots == nil {
+	if d.with == nil {
 		return nil
 	}
-	return d.daemon.KeepKeys(ctx, d.as(t.fresh), d.slots)
+	return t.daemon.KeepKeys(ctx, d.as(t.fresh), d.slots)
 }
 
-// rewrite gives the manifest the digests' key wrapped for the new passphrases, beside the old ones or
-// instead of them.
-func (t *rekeying) rewrite(keepOld bool) func(context.Context) error {
-	return func(ctx context.Context) error {
-		m := t.backup.Manifest
-		m.Encryption.Revision, m.Encryption.RecoveryRevision = t.cmd.Details.Revision, t.cmd.Details.RecoveryRevision
-		if m.Digest.Keyed {
-			key, err := t.digestKey()
-			if err != nil {
-				return err
-			}
-			defer clear(key)
-			wrapped, err := wrap(key, t.fresh, t.recovery)
-			if err != nil {
-				return err
-			}
-			if keepOld {
-				wrapped = append(wrapped, m.Digest.WrappedKeys...)
-			}
-			m.Digest.WrappedKeys = wrapped
-		}
-		return t.backup.Rewrite(ctx, m)
+// rewrap wraps the key of a backup's digests for the new passphrases.
+func (t *rekeying) rewrap(_ context.Context, b *rekeyedBackup) error {
+	was := b.Manifest.Digest.WrappedKeys
+	if !b.Manifest.Digest.Keyed {
+		return nil
 	}
-}
-
-// digestKey opens the digests' key with whichever passphrase does.
-func (t *rekeying) digestKey() ([]byte, error) {
-	key, err := unwrap(t.backup.Manifest.Digest.WrappedKeys, t.fresh)
+	text, err := json.Marshal(was)
+	if err != nil {
+		return messages.Errorf(messages.CodeBackupCorrupt, "a wrapped key of the manifest: %w", err)
+	}
+	if b.wrapped = t.wrapped[string(text)]; b.wrapped != nil {
+		return nil
+	}
+	key, err := unwrap(was, t.fresh)
 	if messages.CodeOf(err) == messages.CodeWrongPassphrase {
-		key, err = unwrap(t.backup.Manifest.Digest.WrappedKeys, t.old)
+		key, err = unwrap(was, t.old)
 	}
-	return key, err
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	b.wrapped, err = wrap(key, t.fresh, t.recovery)
+	t.wrapped[string(text)] = b.wrapped
+	return err
+}
+
+// rewrite gives the manifest the digests' key wrapped for the new passphrases, before the old ones.
+func (t *rekeying) rewrite(ctx context.Context, b *rekeyedBackup, old []json.RawMessage) error {
+	m := b.Manifest
+	m.Encryption.Revision, m.Encryption.RecoveryRevision = t.cmd.Details.Revision, t.cmd.Details.RecoveryRevision
+	if m.Digest.Keyed {
+		m.Digest.WrappedKeys = slices.Concat(b.wrapped, old)
+	}
+	return b.Rewrite(ctx, m)
 }
 
 // try shows what the job is for: that the disk opens with the new passphrases and not with the old one.
@@ -221,7 +299,7 @@ func (t *rekeying) try(ctx context.Context, d *rekeyedDisk) error {
 		if p.pass == nil {
 			continue
 		}
-		opens, err := d.opens(ctx, p.pass)
+		opens, err := t.opens(ctx, d, p.pass)
 		if err != nil {
 			return err
 		}
@@ -229,27 +307,27 @@ func (t *rekeying) try(ctx context.Context, d *rekeyedDisk) error {
 			return messages.Errorf(messages.CodeVerifyFailed, "that the %s passphrase opens it is %t and should be %t", p.what, opens, p.should)
 		}
 	}
-	return d.daemon.Stop()
+	return nil
 }
 
-func (t *rekeying) tryManifest() error {
-	if !t.backup.Manifest.Digest.Keyed {
+func (t *rekeying) tryManifest(b *rekeyedBackup) error {
+	if !b.Manifest.Digest.Keyed {
 		return nil
 	}
-	key, err := unwrap(t.backup.Manifest.Digest.WrappedKeys, t.old)
+	key, err := unwrap(b.Manifest.Digest.WrappedKeys, t.old)
 	clear(key)
 	if err == nil && !t.stays {
 		return messages.Errorf(messages.CodeVerifyFailed, "the old passphrase still opens the digests")
 	}
-	key, err = unwrap(t.backup.Manifest.Digest.WrappedKeys, t.fresh)
+	key, err = unwrap(b.Manifest.Digest.WrappedKeys, t.fresh)
 	clear(key)
 	return err
 }
 
-func (d *rekeyedDisk) as(p *secret.Passphrase) storaged.Backup {
-	return storaged.Backup{Path: d.path, Passphrase: p.Bytes()}
+func (t *rekeying) opens(ctx context.Context, d *rekeyedDisk, p *secret.Passphrase) (bool, error) {
+	return t.daemon.Opens(ctx, d.as(p))
 }
 
-func (d *rekeyedDisk) opens(ctx context.Context, p *secret.Passphrase) (bool, error) {
-	return d.daemon.Opens(ctx, d.as(p))
+func (d *rekeyedDisk) as(p *secret.Passphrase) storaged.Backup {
+	return storaged.Backup{Path: d.path, Passphrase: p.Bytes()}
 }

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
@@ -15,8 +16,9 @@ const foreignWait = 8 * time.Second
 // updateCatalog enters what a job has found or made. An entry of another host's can only be written by
 // a host that has the right to, which in a fleet of hosts with rights of their own is that host.
 func (j *job) updateCatalog(out *exec.Outcome) error {
-	if out.Backup != nil {
-		return j.w.out.PutBackup(j.words, *out.Backup)
+	put := slices.Concat(out.Changed, out.Listed)
+	if out.Backup != nil { // this host's, unless another host's got another passphrase
+		put = append(put, *out.Backup)
 	}
 	for _, d := range out.Deleted {
 		err := j.writeEntry(out, d.Zone, d.Host, func(ctx context.Context) error {
@@ -26,7 +28,7 @@ func (j *job) updateCatalog(out *exec.Outcome) error {
 			return err
 		}
 	}
-	for _, e := range out.Listed {
+	for _, e := range put {
 		err := j.writeEntry(out, e.Zone, e.Host, func(ctx context.Context) error { return j.w.out.PutBackup(ctx, e) })
 		if err != nil {
 			return err

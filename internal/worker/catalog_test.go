@@ -38,3 +38,21 @@ func TestForeignEntries(t *testing.T) {
 		t.Errorf("%d entries, %d tried, notes %q", len(out.catalog), out.tried, outcome.Notes)
 	}
 }
+
+// A job that changes a whole chain enters all of it, and another host's backup is no reason to wait for
+// a right that this one has not got.
+func TestChangedEntries(t *testing.T) {
+	out := &strictOutbox{fakeOutbox: newOutbox()}
+	j := &job{w: &Worker{cfg: Config{Zone: zone, Host: host}, out: out}, words: t.Context()}
+	outcome := exec.Outcome{
+		Backup:  &messages.CatalogEntry{ID: "2", Zone: zone, Host: host},
+		Changed: []messages.CatalogEntry{{ID: "1", Zone: zone, Host: host}, {ID: "3", Zone: zone, Host: host}},
+	}
+	if err := j.updateCatalog(&outcome); err != nil || len(out.catalog) != 3 {
+		t.Errorf("%d entries, %v", len(out.catalog), err)
+	}
+	foreign := exec.Outcome{Backup: &messages.CatalogEntry{ID: "4", Zone: zone, Host: "h2"}}
+	if err := j.updateCatalog(&foreign); err != nil || len(foreign.Notes) != 1 || out.tried != 1 {
+		t.Errorf("another host's: %v, notes %q", err, foreign.Notes)
+	}
+}

@@ -49,7 +49,7 @@ func (g *graph) amend(ctx context.Context, node string, change object) error {
 // may open the container, and those that did still do. What is encrypted is not touched.
 // A passphrase that opens nothing is CodeWrongPassphrase.
 func (d *Daemon) AddKeys(ctx context.Context, b Backup, passphrases ...[]byte) (slots []int, err error) {
-	err = d.changeKeys(ctx, b, func(g *graph, node string, active []int) error {
+	err = d.changeKeys(ctx, b, func(ctx context.Context, g *graph, node string, active []int) error {
 		for _, p := range passphrases {
 			if err := checkPassphrase(p); err != nil {
 				return err
@@ -72,7 +72,7 @@ func (d *Daemon) AddKeys(ctx context.Context, b Backup, passphrases ...[]byte) (
 // KeepKeys empties every key slot of a container but those to keep, one of which has to hold the
 // passphrase of b. When it returns this is durable.
 func (d *Daemon) KeepKeys(ctx context.Context, b Backup, keep []int) error {
-	return d.changeKeys(ctx, b, func(g *graph, node string, active []int) error {
+	return d.changeKeys(ctx, b, func(ctx context.Context, g *graph, node string, active []int) error {
 		for _, slot := range keep {
 			if !slices.Contains(active, slot) {
 				return messages.Errorf(messages.CodeBackupCorrupt, "key slot %d is empty", slot)
@@ -92,7 +92,7 @@ func (d *Daemon) KeepKeys(ctx context.Context, b Backup, keep []int) error {
 
 // Opens says whether a passphrase opens a container; a wrong one is no error.
 func (d *Daemon) Opens(ctx context.Context, b Backup) (bool, error) {
-	err := d.withContainer(ctx, b, true, func(*graph, string) error { return nil })
+	err := d.withContainer(ctx, b, true, func(context.Context, *graph, string) error { return nil })
 	err = classify(ctx, opening, fmt.Sprintf("open backup %q", b.Path), err)
 	if messages.CodeOf(err) == messages.CodeWrongPassphrase {
 		return false, nil
@@ -103,22 +103,25 @@ func (d *Daemon) Opens(ctx context.Context, b Backup) (bool, error) {
 // Slots counts the passphrases of a container.
 func (d *Daemon) Slots(ctx context.Context, b Backup) (int, error) {
 	header, err := ofFile(ctx, func() ([]byte, error) { return containerHeader(b) })
-	return len(activeSlots(header)), classify(ctx, opening, fmt.Sprintf("open backup %q", b.Path), err)
+	if err != nil {
+		return 0, classify(ctx, opening, fmt.Sprintf("open backup %q", b.Path), err)
+	}
+	return len(activeSlots(header)), nil
 }
 
-func (d *Daemon) changeKeys(ctx context.Context, b Backup, fn func(g *graph, node string, active []int) error) error {
-	err := d.withContainer(ctx, b, false, func(g *graph, node string) error {
-		header, err := readHeader(b.Path)
+func (d *Daemon) changeKeys(ctx context.Context, b Backup, fn func(ctx context.Context, g *graph, node string, active []int) error) error {
+	err := d.withContainer(ctx, b, false, func(ctx context.Context, g *graph, node string) error {
+		header, err := ofFile(ctx, func() ([]byte, error) { return readHeader(b.Path) })
 		if err != nil {
 			return err
 		}
-		return fn(g, node, activeSlots(header))
+		return fn(ctx, g, node, activeSlots(header))
 	})
 	return classify(ctx, opening, fmt.Sprintf("change the keys of backup %q", b.Path), err)
 }
 
 // withContainer opens a container for fn, and flushes and closes it again.
-func (d *Daemon) withContainer(ctx context.Context, b Backup, readOnly bool, fn func(g *graph, node string) error) error {
+func (d *Daemon) withContainer(ctx context.Context, b Backup, readOnly bool, fn func(ctx context.Context, g *graph, node string) error) error {
 	if _, err := ofFile(ctx, func() ([]byte, error) { return containerHeader(b) }); err != nil {
 		return err
 	}
@@ -138,7 +141,7 @@ func (d *Daemon) withContainer(ctx context.Context, b Backup, readOnly bool, fn 
 			if err != nil {
 				return err
 			}
-			return fn(g, node)
+			return fn(ctx, g, node)
 		})
 	})
 	if err != nil {

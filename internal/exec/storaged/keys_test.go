@@ -71,12 +71,13 @@ func TestKeysRefused(t *testing.T) {
 		do   func() error
 		code messages.Code
 	}{
-		"wrong passphrase": {func() error { _, err := d.AddKeys(t.Context(), Backup{path, []byte("x")}, []byte("p1")); return err }, messages.CodeWrongPassphrase},
-		"empty passphrase": {func() error { _, err := d.AddKeys(t.Context(), b, []byte{}); return err }, messages.CodePassphraseMissing},
-		"no container":     {func() error { _, err := d.AddKeys(t.Context(), Backup{plain, []byte("x")}, []byte("p1")); return err }, messages.CodeBackupCorrupt},
-		"no file":          {func() error { return d.KeepKeys(t.Context(), Backup{path + "x", []byte("x")}, nil) }, messages.CodeBackupNotFound},
-		"keep nothing":     {func() error { return d.KeepKeys(t.Context(), b, nil) }, messages.CodeBackupCorrupt},
-		"keep an empty":    {func() error { return d.KeepKeys(t.Context(), b, []int{0, 5}) }, messages.CodeBackupCorrupt},
+		"wrong passphrase":  {func() error { _, err := d.AddKeys(t.Context(), Backup{path, []byte("x")}, []byte("p1")); return err }, messages.CodeWrongPassphrase},
+		"empty passphrase":  {func() error { _, err := d.AddKeys(t.Context(), b, []byte{}); return err }, messages.CodePassphraseMissing},
+		"no container":      {func() error { _, err := d.AddKeys(t.Context(), Backup{plain, []byte("x")}, []byte("p1")); return err }, messages.CodeBackupCorrupt},
+		"no file":           {func() error { return d.KeepKeys(t.Context(), Backup{path + "x", []byte("x")}, nil) }, messages.CodeBackupNotFound},
+		"no slots to count": {func() error { _, err := d.Slots(t.Context(), Backup{path + "x", []byte("x")}); return err }, messages.CodeBackupNotFound},
+		"keep nothing":      {func() error { return d.KeepKeys(t.Context(), b, nil) }, messages.CodeBackupCorrupt},
+		"keep an empty":     {func() error { return d.KeepKeys(t.Context(), b, []int{0, 5}) }, messages.CodeBackupCorrupt},
 	} {
 		if err := tt.do(); messages.CodeOf(err) != tt.code {
 			t.Errorf("%s: %v", name, err)
