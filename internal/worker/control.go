@@ -58,6 +58,9 @@ func (w *Worker) cancel(ctx context.Context, id string) (messages.Reply, error) 
 		if err := w.out.PublishEvent(ctx, j.cancelled(errCancelled())); err != nil {
 			return "", notStored(err)
 		}
+		if !j.rec.untidy() { // else what was left is still to be ended, when the command comes back
+			w.journal.end(id)
+		}
 		return messages.ReplyCancelled, nil
 	})
 }

@@ -38,10 +38,10 @@ const (
 	maxSocketPath = 107
 	// quitTimeout is how long the daemon may take to obey quit.
 	quitTimeout = 2 * time.Second
-	// defaultPatience is how long cleaning up may go on after its context has ended. It covers
-	// most of a LUKS key's derivation, which nothing interrupts; a daemon that takes longer is
-	// ended, so that a cancelled job is.
-	defaultPatience = 5 * time.Second
+	// defaultPatience is how long cleaning up may go on after its context has ended. A LUKS key's
+	// derivation, which nothing interrupts, takes longer: its daemon is ended, because a job that is
+	// cancelled has to end within 5 s.
+	defaultPatience = 2 * time.Second
 )
 
 // Config says how to start a daemon.
