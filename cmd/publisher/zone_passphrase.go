@@ -46,6 +46,7 @@ func (c *passphraseRecoveryCmd) Run(ctx context.Context, a *app) error {
 func (a *app) keep(ctx context.Context, zone, file string, recovery bool) error {
 	passphrases := fleet.NewPassphrases(a.stdin)
 	defer passphrases.Wipe()
+	askTwice(a.stdin)
 	p, err := passphrases.Read(file)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -368,6 +369,34 @@ func TestLostKey(t *testing.T) {
 	}
 	if _, err := take(New(f.Bus, m.keys, m.log)); ClassOf(err) != Usage || !strings.Contains(err.Error(), "others have rights") {
 		t.Errorf("keys that others can read: %v", err)
+	}
+}
+
+// When the bucket is lost the manifests still name the revisions: who knows a passphrase puts it back.
+func TestLostBucket(t *testing.T) {
+	m, f, _ := start(t)
+	ctx := t.Context()
+	const revision = "01K5XZ8M4RA0T5B7C9D1E3F5G7"
+	b := backupAt(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), 1)
+	b.Encrypted, b.Revision = true, revision
+	if err := f.Bus.PutBackup(ctx, b); err != nil {
+		t.Fatal(err)
+	}
+	settings := RestoreSettings{BackupSettings: BackupSettings{Backup: b.ID}, To: "/r"}
+	if _, err := m.RestoreJob(ctx, settings, passphrases()); ClassOf(err) != NotFound || !strings.Contains(HintOf(err), "passphrase restore") {
+		t.Errorf("%v, hint %q", err, HintOf(err))
+	}
+	if err := m.RestorePassphrase(ctx, "z1", revision, phrase(t, "")); err != nil {
+		t.Fatal(err)
+	}
+	job, err := m.RestoreJob(ctx, settings, passphrases())
+	if err != nil {
+		t.Fatal(err)
+	}
+	runOne(t, m, job)
+	list, err := m.ZonePassphrases(ctx, "z1")
+	if err != nil || len(list) != 1 || list[0].Current || list[0].Backups != 1 || list[0].CreatedAt.Year() != 2025 {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 
