@@ -20,15 +20,15 @@ packages_for() {
 guest_dir=${XDG_CACHE_HOME:-$HOME/.cache}/nasfleet-lab/guest
 guest_files() {
   local new kernel
-  kernel=$(apt-cache depends linux-image-cloud-amd64 | awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
+  kernel=$(LC_ALL=C apt-cache depends linux-image-cloud-amd64 | awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
   mkdir -p "$(dirname "$guest_dir")"
   new=$(mktemp -d "$guest_dir.XXXXXX")
-  (cd "$new" && apt-get download "$kernel" qemu-guest-agent) || return
-  for package in "$new"/*.deb; do
-    dpkg-deb -x "$package" "$new" || return
-    rm "$package"
-  done
-  mv -T "$new" "$guest_dir"
+  (cd "$new" && apt-get download "$kernel" qemu-guest-agent) &&
+    for package in "$new"/*.deb; do
+      dpkg-deb -x "$package" "$new" && rm "$package" || break
+    done && mv -T "$new" "$guest_dir" && return
+  rm -rf "$new"
+  return 1
 }
 
 wanted=()

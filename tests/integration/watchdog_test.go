@@ -25,6 +25,7 @@ func TestWatchdog(t *testing.T) {
 	t.Run("killed with its watchdog", s.testKilledBoth)
 	t.Run("the worker hangs", s.testWorkerHangs)
 	t.Run("libvirtd hangs", s.testLibvirtHangs)
+	t.Run("the agent hangs", s.testAgentHangsFrozen)
 	s.g.Unharmed(t)
 	s.nothingLeft(t)
 }
@@ -137,6 +138,25 @@ func (s *scene) testLibvirtHangs(t *testing.T) {
 	s.l.Signal(t, syscall.SIGCONT)
 	s.goesOn(t)
 	s.again(t, job, 2)
+}
+
+// testAgentHangsFrozen: the agent freezes the guest and then answers no more. The job goes on and says
+// so; the watchdog thaws the guest when the agent is back, with no worker there.
+func (s *scene) testAgentHangsFrozen(t *testing.T) {
+	job := s.frozenHeld(t, "required")
+	s.g.HangAgent(t)
+	signal(t, s.worker.Process.Pid, syscall.SIGCONT)
+	final := s.awaitFinal(t, job)
+	m := s.manifest(t, job)
+	if final.Kind != messages.KindSucceeded || !m.Quiesced || !strings.Contains(strings.Join(m.Notes, " "), "may still be frozen") {
+		t.Errorf("the job ended with %s and the manifest %s", asJSON(final), asJSON(m))
+	}
+	lab.CheckRecords(t, s.disk(job, "vda"), "qcow2", s.g.SyncedBy(m.CreatedAt))
+	s.watchdogs(t) // it is at work
+	s.killAlone(t)
+	s.g.ResumeAgent(t)
+	s.goesOn(t)
+	s.start(t)
 }
 
 // killAlone kills the worker and waits for nothing but its own end: its watchdog is to live.
