@@ -81,15 +81,18 @@ func removeUnfinished(dir, job string) error {
 	return errors.Join(errs...)
 }
 
-// ThawLeft thaws the guests that a killed worker had frozen, where its watchdog was killed too. A
-// guest whose agent does not answer is left for the next time, and told in the log.
+// ThawLeft thaws the guests that a killed worker had frozen, where its watchdog was killed too. It is
+// called before there are jobs. A guest whose agent does not answer is left for its next job, and told in the log.
 func (e *Executor) ThawLeft(ctx context.Context) {
-	if e.cfg.Hypervisor == nil {
-		return
+	if e.cfg.Hypervisor != nil {
+		e.thaw(ctx, func(ctx context.Context) error { return e.cfg.Hypervisor.ThawLeft(ctx, e.cfg.RunDir) })
 	}
+}
+
+func (e *Executor) thaw(ctx context.Context, thaw func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(ctx, thawTimeout)
 	defer cancel()
-	if err := e.cfg.Hypervisor.ThawLeft(ctx, e.cfg.RunDir); err != nil {
+	if err := thaw(ctx); err != nil {
 		e.cfg.Log.Error().Err(err).Msg("a guest may still be frozen by a killed worker (virsh domfsthaw)")
 	}
 }
@@ -98,7 +101,7 @@ func (e *Executor) ThawLeft(ctx context.Context) {
 // worker work on one VM, so a job with a socket below our folder is nobody's; another's is left
 // alone. The attempt may have been one at the job that is at work now.
 func (e *Executor) endLeftover(ctx context.Context, vm, now string) error {
-	e.ThawLeft(ctx)
+	e.thaw(ctx, func(ctx context.Context) error { return e.cfg.Hypervisor.ThawVM(ctx, e.cfg.RunDir, vm) })
 	job, err := e.cfg.Hypervisor.BackupJob(ctx, vm)
 	if err != nil {
 		return err

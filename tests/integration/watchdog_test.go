@@ -169,7 +169,11 @@ func (s *scene) killAlone(t *testing.T) {
 		return err != nil || strings.Contains(string(stat), ") Z ")
 	})
 	ended := s.ended
-	t.Cleanup(func() { _ = <-ended }) // killed
+	t.Cleanup(func() {
+		if err := <-ended; err == nil {
+			t.Error("the worker ended in order although it was killed")
+		}
+	})
 	s.worker = nil
 }
 

@@ -15,14 +15,39 @@ import (
 
 // ThawLeft thaws the guests that a worker had frozen when it and its watchdog were killed: those
 // that have a note in the run folder and no watchdog, and are frozen still. It goes on after a guest
-// that cannot be thawed, whose note stays. The error has the code CodeHypervisorDown or CodeFreezeFailed.
+// that cannot be thawed, whose note stays. Nobody may be freezing a guest meanwhile. The error has the
+// code CodeHypervisorDown or CodeFreezeFailed.
 func (h *Hypervisor) ThawLeft(ctx context.Context, runDir string) error {
-	paths, err := filepath.Glob(filepath.Join(runDir, "*"+noteSuffix))
+	paths, err := filepath.Glob(notePath(runDir, "*"))
 	errs := []error{err}
 	for _, path := range paths {
 		errs = append(errs, h.thawNoted(ctx, path))
 	}
 	return errors.Join(errs...)
+}
+
+// ThawVM is ThawLeft for one VM, by its name.
+func (h *Hypervisor) ThawVM(ctx context.Context, runDir, name string) error {
+	if notes, err := filepath.Glob(notePath(runDir, "*")); err != nil || len(notes) == 0 {
+		return err
+	}
+	uuid, err := call(ctx, h, func(conn *libvirt.Connect) (string, error) {
+		dom, err := lookup(conn, name)
+		if err != nil {
+			return "", err
+		}
+		defer free(dom)
+		return dom.GetUUIDString()
+	}, nil)
+	if err != nil {
+		return err
+	}
+	path := notePath(runDir, uuid)
+	_, err = os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return h.thawNoted(ctx, path)
 }
 
 func (h *Hypervisor) thawNoted(ctx context.Context, path string) error {

@@ -135,11 +135,18 @@ func TestThawLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	busy, err := tryNote(filepath.Join(dir, "busy"+noteSuffix))
+	busy, err := tryNote(notePath(dir, "busy"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer busy.close()
+	// Before a job only its own VM is looked at.
+	if err := h.ThawVM(t.Context(), dir, "off"); err != nil {
+		t.Error(err)
+	}
+	if left, _ := filepath.Glob(notePath(dir, "*")); len(left) != 3 {
+		t.Errorf("left are %v", left)
+	}
 	err = h.ThawLeft(t.Context(), dir)
 	wantCode(t, err, messages.CodeFreezeFailed)
 	left, err := filepath.Glob(filepath.Join(dir, "*"))
