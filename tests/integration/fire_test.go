@@ -62,7 +62,8 @@ func newWorldOn(t *testing.T, n *natsServer, uri string, args ...string) *world 
 	if err := os.Mkdir(w.nas, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	w.args = append([]string{"--state-dir", filepath.Join(w.mnt, "state"), "--ack-wait", "1s"}, args...)
+	w.state = filepath.Join(w.mnt, "state")
+	w.args = append([]string{"--ack-wait", "1s"}, args...)
 	w.begin(t)
 	return w
 }

@@ -302,11 +302,7 @@ func (w *world) acknowledged(t *testing.T) {
 // journal lists the files of the worker's journal but for its lock.
 func (w *world) journal(t *testing.T) []string {
 	t.Helper()
-	state := filepath.Join(w.dir, "state")
-	if w.mnt != "" {
-		state = filepath.Join(w.mnt, "state")
-	}
-	entries, err := os.ReadDir(filepath.Join(state, zone+"."+host))
+	entries, err := os.ReadDir(filepath.Join(w.state, zone+"."+host))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,9 @@ type world struct {
 	// nats is where the worker finds its server; "" means one that it runs itself.
 	nats string
 	// mnt is a file system of the world's own, where there is one.
-	mnt    string
+	mnt string
+	// state is the worker's state folder.
+	state  string
 	worker *exec.Cmd
 	args   []string
 	log    *logBuffer
@@ -81,6 +83,9 @@ func (w *world) begin(t *testing.T) {
 	t.Helper()
 	if w.nas == "" {
 		w.nas = w.mkdir(t, "nas")
+	}
+	if w.state == "" {
+		w.state = filepath.Join(w.dir, "state")
 	}
 	w.start(t)
 	t.Cleanup(func() {
@@ -120,7 +125,7 @@ func (w *world) launch(t *testing.T) {
 	t.Helper()
 	args := append([]string{
 		"--log-level", "debug", "run", "--zone", zone, "--host", host, "--libvirt", w.libvirt,
-		"--run-dir", filepath.Join(w.dir, "run"), "--state-dir", filepath.Join(w.dir, "state"),
+		"--run-dir", filepath.Join(w.dir, "run"), "--state-dir", w.state,
 		"--scratch", filepath.Join(w.dir, "scratch"), "--scratch-reserve", "16", "--retry-delay", "200ms",
 		// The passphrases of tests need no protection, and there are many of them.
 		"--luks-iter-time", "10ms",
