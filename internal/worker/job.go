@@ -73,8 +73,7 @@ func (w *Worker) handle(jobs, words context.Context, d Delivery) {
 	}
 	rec, err := w.journal.read(j.id)
 	if err != nil {
-		j.log.Error().Err(err).Msg("read the journal")
-		j.putBack(w.cfg.RetryDelay)
+		j.hindered(err, "read the journal")
 		return
 	}
 	ok, delay := w.jobs.enter(j, rec.dangerous(j.attempts()))
@@ -138,13 +137,13 @@ func (j *job) over() bool {
 	final, err := j.w.out.FinalEvent(j.words, j.w.cfg.Zone, j.w.cfg.Host, j.id)
 	if err != nil {
 		// Not to know is no reason to do a job twice, and none to drop it.
-		j.log.Warn().Err(err).Msg("look up the job's last event")
-		j.putBack(j.w.cfg.RetryDelay)
+		j.hindered(err, "look up the job's last event")
 		return true
 	}
 	if final == nil {
 		return false
 	}
+	j.w.jobs.unhindered(j.id)
 	j.log.Info().Str("kind", string(final.Kind)).Msg("the job has ended before")
 	if j.cmd == nil { // it bears the job's name, and is not its command
 		j.settle(j.d.ack(j.words))
@@ -164,8 +163,7 @@ func (j *job) run() {
 	// Read again: until the job was at work, it could be told something.
 	rec, err := j.w.journal.read(j.id)
 	if err != nil {
-		j.log.Error().Err(err).Msg("read the journal")
-		j.putBack(j.w.cfg.RetryDelay)
+		j.hindered(err, "read the journal")
 		return
 	}
 	b := j.begin(rec)
@@ -220,10 +218,10 @@ func (j *job) begin(rec record) bounds {
 func (j *job) try(ctx context.Context, b bounds) {
 	rec, err := j.w.journal.begin(j.id)
 	if err != nil {
-		j.log.Error().Err(err).Msg("write the journal")
-		j.putBack(j.w.cfg.RetryDelay)
+		j.hindered(err, "write the journal")
 		return
 	}
+	j.w.jobs.unhindered(j.id)
 	j.mu.Lock()
 	j.rec, j.attempt, j.tried = rec, rec.Attempts, true
 	j.mu.Unlock()
@@ -332,6 +330,12 @@ func (j *job) refuse(head messages.Header, err error) {
 		return
 	}
 	j.settle(j.d.term(string(messages.CodeOf(err))))
+}
+
+// hindered puts a command back that cannot be begun, for a reason of the host's own.
+func (j *job) hindered(err error, what string) {
+	j.log.Error().Err(err).Msg(what)
+	j.putBack(j.w.jobs.hindered(j.id, j.w.cfg.RetryDelay))
 }
 
 // putBack has the command delivered again later. Before that it is no longer at work: the job must not

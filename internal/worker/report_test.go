@@ -111,6 +111,22 @@ func TestABusyVMIsWaitedForForDays(t *testing.T) {
 	}
 }
 
+// TestAHostInTroubleKeepsItsCommands: a command that is delivered too often is given up by its queue.
+func TestAHostInTroubleKeepsItsCommands(t *testing.T) {
+	r := newRunning()
+	if d := r.hindered("job", 10*time.Second); d != 10*time.Second {
+		t.Errorf("tried again after %s", d)
+	}
+	r.trouble["job"] = time.Now().Add(-time.Hour)
+	if d := r.hindered("job", 10*time.Second); d < 6*time.Minute || d > 7*time.Minute {
+		t.Errorf("after an hour tried again after %s", d)
+	}
+	r.unhindered("job")
+	if len(r.trouble) != 0 {
+		t.Error("the trouble is not forgotten")
+	}
+}
+
 func TestACommandThatWaitedIsForgotten(t *testing.T) {
 	entered, release := make(chan struct{}, 2), make(chan struct{})
 	r := start(t, Config{}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {

@@ -20,12 +20,14 @@ type running struct {
 	dangerous string
 	// since is when a command began to wait for its turn.
 	since map[string]time.Time
+	// trouble is when the host could first not begin a job, of those that it still cannot.
+	trouble map[string]time.Time
 	// held are the jobs that wait and are being changed; the channel closes when that is over.
 	held map[string]chan struct{}
 }
 
 func newRunning() *running {
-	return &running{byID: map[string]*job{}, vms: map[string]string{}, since: map[string]time.Time{}, held: map[string]chan struct{}{}}
+	return &running{byID: map[string]*job{}, vms: map[string]string{}, since: map[string]time.Time{}, trouble: map[string]time.Time{}, held: map[string]chan struct{}{}}
 }
 
 // enter admits a job. A command that is at work already was delivered again, because its
@@ -113,6 +115,25 @@ func (r *running) waited(job string) time.Duration {
 		r.since[job] = began
 	}
 	return time.Since(began)
+}
+
+// hindered returns the delay until a job is tried to be begun again that the host could not begin.
+func (r *running) hindered(job string, first time.Duration) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	began, known := r.trouble[job]
+	if !known {
+		began = time.Now()
+		r.trouble[job] = began
+	}
+	return busyDelay(time.Since(began), first)
+}
+
+// unhindered forgets the trouble with a job.
+func (r *running) unhindered(job string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.trouble, job)
 }
 
 // busyDelay is a tenth of the time waited, so that a command that waits for hours is delivered some
