@@ -207,3 +207,34 @@ func (k *randomKills) check(t *testing.T) {
 		}
 	}
 }
+
+// TestKilledAroundTheBegin kills the worker within milliseconds of the call that begins the backup job, which goes
+// on in libvirtd without it: the next worker, which is there at once, meets it half begun.
+func TestKilledAroundTheBegin(t *testing.T) {
+	const rounds = 8
+	s := newKillScene(t)
+	n := seed(t)
+	rnd := rand.New(rand.NewPCG(n, n))
+	begins := make(chan struct{}, 100)
+	s.libvirt.Lose(func(way lab.Way, frame []byte) bool {
+		if loseBegin(way, frame) {
+			begins <- struct{}{}
+		}
+		return false
+	})
+	for i := range rounds {
+		job := newJobID()
+		s.publisher(t, s.takeArgs("--vm", "web", "--job-id", job)...)
+		for range 1 + i%2 {
+			await(t, "the call", begins)
+			time.Sleep(time.Duration(rnd.IntN(60)) * time.Millisecond)
+			s.kill(t)
+			s.launch(t)
+		}
+		ev := s.takenUp(t, job, 0)
+		s.restoreAndCompare(t, features{}, ev, originals(s.disks))
+		for len(begins) > 0 {
+			<-begins
+		}
+	}
+}

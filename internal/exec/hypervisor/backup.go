@@ -169,6 +169,12 @@ func (h *Hypervisor) freezer(dom *libvirt.Domain, spec BackupSpec) (freezer, err
 // checkIdle refuses a VM that a job already works on: libvirt runs one at a time.
 func checkIdle(dom *libvirt.Domain, name string) error {
 	job, err := dom.GetJobStats(0)
+	if is(err, libvirt.ERR_INTERNAL_ERROR) {
+		// "backup job data missing": while a job begins or ends. libvirt 9.0 was also seen to stay so, after
+		// many backups whose client was killed as they began.
+		return messages.Errorf(messages.CodeBackupBeginFailed, "libvirt does not know what works on %s: %w", name, plain(err)).
+			WithHint("If it stays so, restart libvirtd on the host: the guests go on.")
+	}
 	if err != nil {
 		return err
 	}
