@@ -34,6 +34,8 @@ const (
 	CodeVMNotFound        Code = "vm_not_found"
 	CodeVMRunning         Code = "vm_running"
 	CodeVMExists          Code = "vm_exists"
+	CodeDefinitionRefused Code = "definition_refused"
+	CodePathNotAllowed    Code = "path_not_allowed"
 	CodeVMStateChanged    Code = "vm_state_changed"
 	CodeNoDisks           Code = "no_disks"
 	CodeDiskNotFound      Code = "disk_not_found"
@@ -101,6 +103,8 @@ var codeTable = map[Code]codeFacts{
 	CodeVMNotFound:        {false, "Check the name with virsh list --all on the host, and that its hostworker was started with --libvirt."},
 	CodeVMRunning:         {false, "Shut the VM down first, or restore to a folder or another VM."},
 	CodeVMExists:          {false, "Leave --define out, or undefine the VM of that name first."},
+	CodeDefinitionRefused: {false, "Restore without --define, look at the backup's domain.xml, and define the VM by hand (virsh define)."},
+	CodePathNotAllowed:    {false, "Name another folder, or allow this one on the host (hostworker --allow-path)."},
 	CodeVMStateChanged:    {true, "The VM was started or stopped during its backup; the job is tried again."},
 	CodeNoDisks:           {false, "The VM has no disk that can be backed up; the event lists the devices that were left out and why."},
 	CodeDiskNotFound:      {false, "Check that the disk's file or device exists on the host and that its storage is mounted."},

@@ -46,6 +46,8 @@ type settings struct {
 	RunDir         string `help:"Folder for sockets and mount points (a short path)." default:"/run/nasfleet"`
 	StateDir       string `help:"Folder for the host's key and journal." default:"/var/lib/nasfleet"`
 
+	AllowPath []string `help:"Folder that commands may name paths in (images, folders to restore to, repositories of type dir), with all below it; repeatable. Without it: all but /etc, /usr and the like, and the worker's own." sep:"none" placeholder:"DIR"`
+
 	LUKSIterTime time.Duration `name:"luks-iter-time" help:"How long one guess at the passphrase of a new backup takes on this machine: what protects a weak one, and is paid for each disk of each backup, verify and restore." default:"1s"`
 	MountTimeout time.Duration `help:"How long one mount or unmount may take." default:"30s"`
 	StallTimeout time.Duration `help:"How long a repository, or a side of a copy, may be silent before the job ends." default:"60s"`
@@ -125,6 +127,11 @@ func (s *settings) cleanFolders() error {
 			return err
 		}
 		*dir = abs
+	}
+	for _, dir := range s.AllowPath {
+		if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
+			return fmt.Errorf("--allow-path %s is not a clean absolute path", dir)
+		}
 	}
 	if len(s.RunDir) > maxRunDir {
 		return fmt.Errorf("--run-dir %s: the path has more than %d bytes", s.RunDir, maxRunDir)

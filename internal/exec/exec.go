@@ -28,6 +28,11 @@ type Config struct {
 	RunDir string
 	// ScratchDir takes what guests overwrite while they are backed up.
 	ScratchDir string
+	// StateDir is the worker's, which no command may name.
+	StateDir string
+	// AllowPaths are the folders that a command may name paths in: images, folders to restore to,
+	// repositories that are folders. Without any it is all but the system's own and the worker's.
+	AllowPaths []string
 	// ScratchReserve is how much room (bytes) must stay free in ScratchDir; a backup that would
 	// use it is stopped, because a full scratch gives the guest a write error.
 	ScratchReserve int64
@@ -174,6 +179,9 @@ func (e *Executor) Run(ctx context.Context, cmd messages.Command, limiter *copie
 }
 
 func (e *Executor) run(ctx context.Context, ws *workspace, cmd messages.Command, r Reporter) (Outcome, error) {
+	if err := e.checkPaths(ctx, cmd); err != nil {
+		return Outcome{}, err
+	}
 	switch cmd := cmd.(type) {
 	case *messages.TakeBackup:
 		return e.take(ctx, ws, cmd, r)

@@ -22,13 +22,16 @@ type Source struct {
 
 // RewriteDisks returns the definition of a VM with the disks that were restored (by target, such as
 // vda) on their new files, and notes on what had to change besides: a disk that was not restored is
-// removed, a CD-ROM or floppy drive is emptied. The error has the code CodeBackupCorrupt.
+// removed, a CD-ROM or floppy drive is emptied, a security label is left to this host. The error has the
+// code CodeBackupCorrupt, or CodeDefinitionRefused where the definition asks for more than its disks.
 func RewriteDisks(definition string, restored map[string]Source) (string, []string, error) {
 	var def libvirtxml.Domain
 	if err := def.Unmarshal(definition); err != nil {
 		return "", nil, messages.Errorf(messages.CodeBackupCorrupt, "the VM's definition cannot be read: %w", err)
 	}
 	def.ID = nil
+	labels := len(def.SecLabel)
+	def.SecLabel = nil // one of type none would take the guest's confinement away
 	left := maps.Clone(restored)
 	var notes []string
 	if def.Devices != nil {
@@ -54,9 +57,16 @@ func RewriteDisks(definition string, restored map[string]Source) (string, []stri
 	for _, target := range slices.Sorted(maps.Keys(left)) {
 		notes = append(notes, fmt.Sprintf("disk %s is not in the VM's definition: attach %s by hand", target, left[target].Path))
 	}
+	if labels > 0 {
+		notes = append(notes, "the VM's security label is this host's own now")
+	}
+	ownSockets(&def)
 	rewritten, err := def.Marshal()
 	if err != nil {
 		return "", nil, messages.Errorf(messages.CodeBackupCorrupt, "the VM's definition cannot be written: %w", err)
+	}
+	if err := checkForeign(&def, rewritten, restored); err != nil {
+		return "", nil, err
 	}
 	return rewritten, notes, nil
 }
