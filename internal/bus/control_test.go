@@ -128,7 +128,9 @@ func TestAcceptedOrCancelled(t *testing.T) {
 		wg.Go(func() { accepted = b.PublishAccepted(ctx, newEvent(job, messages.KindAccepted, 1)) })
 		wg.Go(func() { cancelled = b.PublishUnaccepted(ctx, newEvent(job, messages.KindCancelled, 0)) })
 		wg.Wait()
-		if !(accepted == nil && errors.Is(cancelled, ErrAccepted)) && !(cancelled == nil && errors.Is(accepted, ErrCancelled)) {
+		hostWon := accepted == nil && errors.Is(cancelled, ErrAccepted)
+		otherWon := cancelled == nil && errors.Is(accepted, ErrCancelled)
+		if !hostWon && !otherWon {
 			t.Fatalf("accepted: %v, cancelled: %v", accepted, cancelled)
 		}
 		if events, err := b.JobEvents(ctx, testZone, testHost, job); err != nil || len(events) != 1 {

@@ -28,24 +28,31 @@ const (
 
 // CleanUp ends what killed attempts at a command left, when there is to be no other attempt: the
 // backup job in the guest's QEMU, which would fill the scratch folder, the scratch files, the
-// job's folder, an unfinished backup or restore. A backup that was committed stays.
-func (e *Executor) CleanUp(ctx context.Context, cmd messages.Command) error {
+// job's folder, an unfinished backup or restore. A backup that was committed stays, and is returned:
+// the job had succeeded, and its worker died before it could note that.
+func (e *Executor) CleanUp(ctx context.Context, cmd messages.Command) (*Outcome, error) {
 	ws, err := e.open(cmd.Head().JobID)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	err = safely(func() error { return e.cleanUp(ctx, ws, cmd) })
-	return errors.Join(err, ws.close())
+	var out *Outcome
+	err = safely(func() (err error) {
+		out, err = e.cleanUp(ctx, ws, cmd)
+		return err
+	})
+	return out, errors.Join(err, ws.close())
 }
 
-func (e *Executor) cleanUp(ctx context.Context, ws *workspace, cmd messages.Command) error {
+func (e *Executor) cleanUp(ctx context.Context, ws *workspace, cmd messages.Command) (*Outcome, error) {
 	switch cmd := cmd.(type) {
 	case *messages.TakeBackup:
-		return errors.Join(e.cleanSource(ctx, ws, cmd), e.cleanRepository(ctx, ws, cmd))
+		serr := e.cleanSource(ctx, ws, cmd)
+		out, err := e.cleanRepository(ctx, ws, cmd)
+		return out, errors.Join(serr, err)
 	case *messages.RestoreBackup:
-		return removeUnfinished(cmd.ToDir, ws.job)
+		return nil, removeUnfinished(cmd.ToDir, ws.job)
 	}
-	return nil
+	return nil, nil
 }
 
 func (e *Executor) cleanSource(ctx context.Context, ws *workspace, cmd *messages.TakeBackup) error {
@@ -58,12 +65,23 @@ func (e *Executor) cleanSource(ctx context.Context, ws *workspace, cmd *messages
 	return os.RemoveAll(filepath.Join(e.cfg.ScratchDir, ws.job))
 }
 
-func (e *Executor) cleanRepository(ctx context.Context, ws *workspace, cmd *messages.TakeBackup) error {
+func (e *Executor) cleanRepository(ctx context.Context, ws *workspace, cmd *messages.TakeBackup) (*Outcome, error) {
 	repo, err := ws.repository(ctx, cmd.Repository)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return repo.Sweep(ctx, repository.Location{BackupPath: cmd.BackupPath, VM: cmd.Target(), ID: ws.job})
+	if err := repo.Sweep(ctx, repository.Location{BackupPath: cmd.BackupPath, VM: cmd.Target(), ID: ws.job}); err != nil {
+		return nil, err
+	}
+	b, err := repo.Find(ctx, messages.BackupRef{ID: ws.job, VM: cmd.Target(), BackupPath: cmd.BackupPath, Repository: cmd.Repository})
+	if messages.CodeOf(err) == messages.CodeBackupNotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := takenOutcome(cmd, b.Manifest)
+	return &out, nil
 }
 
 // removeUnfinished removes a restore's files that have not got their names.

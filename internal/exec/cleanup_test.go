@@ -59,7 +59,11 @@ func TestCleanUpAfterKilledAttempts(t *testing.T) {
 	write(t, filepath.Join(e.cfg.ScratchDir, testJob, "vda.scratch"), nil)
 	write(t, filepath.Join(nas, "p", "vm1", testJob+".partial", "vda.qcow2"), nil)
 	write(t, filepath.Join(nas, "p", "vm2", testJob, "manifest.json"), nil)
-	check(t, e.CleanUp(t.Context(), &messages.TakeBackup{Header: head, VM: "vm1", BackupPath: "p", Repository: repo}))
+	done, err := e.CleanUp(t.Context(), &messages.TakeBackup{Header: head, VM: "vm1", BackupPath: "p", Repository: repo})
+	check(t, err)
+	if done != nil {
+		t.Errorf("there is a backup: %+v", done)
+	}
 	for _, dir := range []string{e.cfg.RunDir, e.cfg.ScratchDir} {
 		if left := names(t, dir); left != nil {
 			t.Errorf("%s holds %v", dir, left)
@@ -73,9 +77,24 @@ func TestCleanUpAfterKilledAttempts(t *testing.T) {
 		write(t, filepath.Join(to, name), nil)
 	}
 	for _, dir := range []string{to, filepath.Join(to, "none"), ""} {
-		check(t, e.CleanUp(t.Context(), &messages.RestoreBackup{Header: head, ToDir: dir}))
+		_, err := e.CleanUp(t.Context(), &messages.RestoreBackup{Header: head, ToDir: dir})
+		check(t, err)
 	}
 	if left := names(t, to); !slices.Equal(left, []string{".vdb.qcow2.OTHER.partial", "vda.qcow2"}) {
 		t.Errorf("the target holds %v", left)
+	}
+}
+
+// TestCleanUpFindsWhatWasCommitted: an attempt that was killed when it had committed left a backup. It
+// stays, and is what the job has to report.
+func TestCleanUpFindsWhatWasCommitted(t *testing.T) {
+	e := newExecutor(t)
+	ref := takeImages(t, e, 1<<20)
+	done, err := e.CleanUp(t.Context(), &messages.TakeBackup{
+		Header: messages.Header{JobID: testJob}, Images: []messages.Image{{Path: "/srv/vm1.img"}}, Repository: ref.Repository,
+	})
+	check(t, err)
+	if done == nil || done.BackupID != ref.ID || done.Backup == nil || done.Backup.VM != ref.VM || done.Backup.VirtualBytes != 1<<20 {
+		t.Errorf("it reports %+v", done)
 	}
 }

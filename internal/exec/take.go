@@ -145,8 +145,11 @@ func (t *taking) wipe() {
 	clear(t.digKey)
 }
 
-func (t *taking) outcome(m repository.Manifest) Outcome {
-	entry := m.CatalogEntry(t.cmd.Repository, t.cmd.BackupPath)
+func (t *taking) outcome(m repository.Manifest) Outcome { return takenOutcome(t.cmd, m) }
+
+// takenOutcome is what a job that has taken a backup has to say.
+func takenOutcome(cmd *messages.TakeBackup, m repository.Manifest) Outcome {
+	entry := m.CatalogEntry(cmd.Repository, cmd.BackupPath)
 	return Outcome{BackupID: m.ID, Backup: &entry, Notes: m.Notes}
 }
 

@@ -209,6 +209,35 @@ func TestCancelOutlivesTheWorker(t *testing.T) {
 	}
 }
 
+// TestAKilledAttemptThatHadDoneTheJob: it committed and died before it could note that. Told to end or
+// out of attempts, the job has succeeded: its backup is there.
+func TestAKilledAttemptThatHadDoneTheJob(t *testing.T) {
+	for name, told := range map[string]bool{"cancelled": true, "out of attempts": false} {
+		t.Run(name, func(t *testing.T) {
+			state := t.TempDir()
+			id, data := take(t, "vm1", 1)
+			j, err := openJournal(state, zone, host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := j.begin(id); err != nil {
+				t.Fatal(err)
+			}
+			if told {
+				if err := j.cancel(id); err != nil {
+					t.Fatal(err)
+				}
+			}
+			j.close()
+			r := start(t, Config{StateDir: state}, nil)
+			r.exec.found = &exec.Outcome{BackupID: id, Backup: &messages.CatalogEntry{ID: id}}
+			if _, how := r.deliver(id, data); how != "ack" || r.out.last(id).Kind != messages.KindSucceeded || r.out.last(id).BackupID != id {
+				t.Errorf("ended by %s with %+v", how, r.out.last(id))
+			}
+		})
+	}
+}
+
 // TestCancelledByOthers: the management side cancelled the job as it was being accepted.
 func TestCancelledByOthers(t *testing.T) {
 	r := start(t, Config{}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {
@@ -291,7 +320,9 @@ func TestThrottle(t *testing.T) {
 	if how := r.end(d); how != "return" {
 		t.Errorf("ended by %s", how)
 	}
-	<-r.ended
+	if err := <-r.ended; err != nil {
+		t.Fatal(err)
+	}
 	// For the next attempt, of the next worker.
 	r = start(t, Config{StateDir: state}, hang(entered))
 	r.exec.limits = limits

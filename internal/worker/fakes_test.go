@@ -245,14 +245,18 @@ func (f fakeExecutor) Run(ctx context.Context, c messages.Command, l *copier.Lim
 	return out, err
 }
 
-func (f fakeExecutor) CleanUp(context.Context, messages.Command) error { return nil }
+func (f fakeExecutor) CleanUp(context.Context, messages.Command) (*exec.Outcome, error) {
+	return nil, nil
+}
 
 // cleaner notes whose leftovers it was told to clean up, and tells the limits that jobs begin with.
 type cleaner struct {
 	fakeExecutor
 	limits chan<- int
-	mu     sync.Mutex
-	ids    []string
+	// found is what a killed attempt had done.
+	found *exec.Outcome
+	mu    sync.Mutex
+	ids   []string
 }
 
 func (c *cleaner) Run(ctx context.Context, cmd messages.Command, l *copier.Limiter, r exec.Reporter) (exec.Outcome, error) {
@@ -262,11 +266,11 @@ func (c *cleaner) Run(ctx context.Context, cmd messages.Command, l *copier.Limit
 	return c.fakeExecutor.Run(ctx, cmd, l, r)
 }
 
-func (c *cleaner) CleanUp(_ context.Context, cmd messages.Command) error {
+func (c *cleaner) CleanUp(_ context.Context, cmd messages.Command) (*exec.Outcome, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ids = append(c.ids, cmd.Head().JobID)
-	return nil
+	return c.found, nil
 }
 
 func (c *cleaner) cleaned() []string {

@@ -150,7 +150,9 @@ func (j *job) over() bool {
 		return true
 	}
 	if rec, err := j.w.journal.read(j.id); err == nil && rec.untidy() {
-		j.cleanUp()
+		if done := j.cleanUp(); done != nil && final.Kind != messages.KindSucceeded {
+			j.log.Warn().Str("backup", done.BackupID).Msg("a killed attempt had committed a backup; ls --refresh lists it")
+		}
 	}
 	j.settle(j.d.ack(j.words))
 	j.w.journal.end(j.id)
@@ -264,6 +266,9 @@ func (j *job) work(ctx context.Context) (result, error) {
 // crash in between makes the job report again, never go missing.
 func (j *job) finish(res result, err error, b bounds) {
 	d := decide(j.end(err), j.attempt, b)
+	if d.ends != returned {
+		d, res = j.conclude(d, res)
+	}
 	j.w.cfg.Metrics.observe(j, d, res.Outcome)
 	if d.ends == returned {
 		j.log.Info().Msg("given back")
@@ -275,9 +280,6 @@ func (j *job) finish(res result, err error, b bounds) {
 		return
 	}
 	j.log.WithLevel(d.level()).Err(d.err).Str("kind", string(d.kind)).Dur("took", time.Since(j.started)).Msg("ended")
-	if err := j.conclude(d); err != nil {
-		j.log.Error().Err(err).Msg("write the journal")
-	}
 	if err := j.report(d, res); err != nil {
 		// The command stays unacknowledged and comes back; the journal knows the attempt.
 		j.log.Error().Err(err).Str("command", string(kept)).Msg("the job's end was not stored")
@@ -299,24 +301,33 @@ func (j *job) finish(res result, err error, b bounds) {
 
 // conclude notes that the attempt came to an end. Where there is to be no other, what those before
 // it may have left is ended: also where one had done the job and was cut off while it cleaned up.
-func (j *job) conclude(d decision) error {
+// One that had done it and could not even note that makes the job a success.
+func (j *job) conclude(d decision, res result) (decision, result) {
 	cutOff := j.rec.Open && !j.tried
 	if d.kind.Final() && (d.err != nil && j.rec.Left || cutOff) {
-		j.cleanUp()
+		if done := j.cleanUp(); done != nil && d.err != nil {
+			j.log.Info().AnErr("instead_of", d.err).Msg("was done by an earlier worker")
+			d, res = toSucceeded(), result{Outcome: *done}
+		}
 	}
 	if d.kind == messages.KindSucceeded {
-		return nil
+		return d, res
 	}
-	return j.w.journal.ended(j.id)
+	if err := j.w.journal.ended(j.id); err != nil {
+		j.log.Error().Err(err).Msg("write the journal")
+	}
+	return d, res
 }
 
-// cleanUp ends what attempts that were cut off have left.
-func (j *job) cleanUp() {
+// cleanUp ends what attempts that were cut off have left, and returns what one had done.
+func (j *job) cleanUp() *exec.Outcome {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(j.words), cleanUpTime)
 	defer cancel()
-	if err := j.w.exec.CleanUp(ctx, j.cmd); err != nil {
+	done, err := j.w.exec.CleanUp(ctx, j.cmd)
+	if err != nil {
 		j.log.Warn().Err(err).Msg("clean up after killed attempts")
 	}
+	return done
 }
 
 // refuse answers a command that cannot be read. It is never delivered again.

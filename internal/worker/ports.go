@@ -74,6 +74,7 @@ type Authority interface {
 type Executor interface {
 	// Run does the job under a limiter, which may change while it runs.
 	Run(context.Context, messages.Command, *copier.Limiter, exec.Reporter) (exec.Outcome, error)
-	// CleanUp ends what killed attempts at a command left, when there is to be no other.
-	CleanUp(context.Context, messages.Command) error
+	// CleanUp ends what killed attempts at a command left, when there is to be no other. Where one of
+	// them had done the job, it returns what there is to report.
+	CleanUp(context.Context, messages.Command) (*exec.Outcome, error)
 }
