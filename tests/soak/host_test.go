@@ -44,7 +44,7 @@ type source struct {
 	disks  map[string]string // raw files by the disk's name
 }
 
-// target is the name that a job on the source has as its target.
+// image is the path of an image.
 func (s *source) image() string { return s.disks["disk0"] }
 
 const zone = "z1"
@@ -158,7 +158,9 @@ func (h *host) kill(t *testing.T) {
 	if err := h.worker.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	<-h.ended
+	if err := <-h.ended; err == nil {
+		t.Errorf("%s ended in order although it was killed", h.name)
+	}
 	lab.Eventually(t, "the children of "+h.name+" are gone", func() bool {
 		return len(lab.ProcessesWithArg(t, filepath.Join(h.dir, "run")+"/")) == 0
 	})

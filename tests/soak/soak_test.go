@@ -36,7 +36,8 @@ func TestMain(m *testing.M) {
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
 		binDir = dir
-		build := exec.Command("go", "build", "-tags", "libvirt_dlopen", "-o", binDir, "../../cmd/hostworker")
+		args := append([]string{"build", "-tags", "libvirt_dlopen", "-o", binDir}, buildFlags...)
+		build := exec.Command("go", append(args, "../../cmd/hostworker")...)
 		build.Stdout, build.Stderr = os.Stderr, os.Stderr
 		if err := build.Run(); err != nil {
 			fmt.Fprintln(os.Stderr, "build the worker:", err)
@@ -168,7 +169,7 @@ func TestSoak(t *testing.T) {
 		}
 		for _, h := range s.hosts {
 			// A few more than the worker does at a time.
-			for s.pending[h] < 5 && len(s.jobs) < jobs && !(len(s.jobs) >= jobs/2 && !w.calm) {
+			for s.pending[h] < 5 && len(s.jobs) < jobs && (w.calm || len(s.jobs) < jobs/2) {
 				s.next(t, h)
 			}
 		}

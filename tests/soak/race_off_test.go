@@ -1,0 +1,5 @@
+//go:build !race
+
+package soak
+
+var buildFlags []string
