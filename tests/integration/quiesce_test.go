@@ -86,6 +86,11 @@ func (s *scene) testFrozen(t *testing.T) {
 		m := s.manifest(t, job)
 		frozen := time.Duration(m.FrozenSeconds * float64(time.Second))
 		t.Logf("frozen for %v; the guest's longest write took %v, of %d", frozen, felt.Longest, felt.Written)
+		for line := range strings.Lines(s.log.String()) {
+			if strings.Contains(line, "the guest was frozen") {
+				t.Log(strings.TrimSpace(line))
+			}
+		}
 		if !m.Quiesced || frozen <= 0 || !strings.Contains(m.Consistency, "frozen") || len(m.Notes) != 0 {
 			t.Errorf("the manifest says %s", asJSON(m))
 		}

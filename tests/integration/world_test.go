@@ -142,8 +142,9 @@ func (w *world) launch(t *testing.T) {
 	if err := w.worker.Start(); err != nil {
 		t.Fatal(err)
 	}
-	w.ended = make(chan error, 1)
-	go func() { w.ended <- w.worker.Wait() }()
+	worker, ended := w.worker, make(chan error, 1)
+	w.ended = ended
+	go func() { ended <- worker.Wait() }()
 	lab.Eventually(t, "the worker is ready", func() bool {
 		select {
 		case err := <-w.ended:

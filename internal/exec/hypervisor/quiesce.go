@@ -96,10 +96,13 @@ func (f freezer) around(ctx context.Context, wish messages.Quiesce, state State,
 
 // frozen runs begin in a guest that has been frozen since started, and thaws it.
 func (f freezer) frozen(ctx context.Context, g guard, started time.Time, begin func() error) (Begun, error) {
+	froze := time.Since(started)
 	begun, err := f.unfrozen(ctx, "", begin)
 	begun.Quiesced = !g.fired()
+	began := time.Since(started)
 	thawErr := f.thaw()
 	begun.Frozen = time.Since(started)
+	f.log.Debug().Dur("freeze_ms", froze).Dur("begin_ms", began-froze).Dur("thaw_ms", begun.Frozen-began).Msg("the guest was frozen")
 	f.resetTimeout()
 	if thawErr == nil {
 		g.done()
