@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -30,7 +31,7 @@ func TestFrames(t *testing.T) {
 				t.Errorf("%s: %q, %v, want %q", name, got, err, want)
 			}
 		}
-		if got, err := tt.read(r); err != io.EOF {
+		if got, err := tt.read(r); !errors.Is(err, io.EOF) {
 			t.Errorf("%s: at the end %q, %v", name, got, err)
 		}
 	}
