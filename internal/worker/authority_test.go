@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -74,6 +75,34 @@ func TestAuthority(t *testing.T) {
 	before := len(r.out.kinds(job))
 	if how := deliver(job, data, ""); how != "ack" || len(r.out.kinds(job)) != before {
 		t.Errorf("a forgery under an ended job's name ended by %s: %v", how, r.out.kinds(job))
+	}
+}
+
+// TestSameName: a message that bears the name of a job and is not its command does not end that job a
+// second time, neither while it is at work nor when it is over.
+func TestSameName(t *testing.T) {
+	entered, leave := make(chan struct{}), make(chan struct{})
+	r := start(t, Config{}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {
+		close(entered)
+		<-leave
+		return exec.Outcome{}, nil
+	})
+	job, data := take(t, "vm1", 1)
+	d := newDelivery(job, data)
+	r.queue.c <- d
+	<-entered
+	if _, how := r.deliver(job, []byte("{}")); how != "term" {
+		t.Errorf("at work: ended by %s", how)
+	}
+	close(leave)
+	if how := r.end(d); how != "ack" {
+		t.Errorf("the job ended by %s", how)
+	}
+	if _, how := r.deliver(job, []byte("{}")); how != "ack" {
+		t.Errorf("over: ended by %s", how)
+	}
+	if got := r.out.kinds(job); !slices.Equal(got, []messages.Kind{messages.KindAccepted, messages.KindSucceeded}) {
+		t.Errorf("events %v", got)
 	}
 }
 

@@ -238,6 +238,53 @@ func TestAKilledAttemptThatHadDoneTheJob(t *testing.T) {
 	}
 }
 
+// endedCommand is a delivery whose job is being told to end just as it is acknowledged.
+type endedCommand struct {
+	*fakeDelivery
+	acking func()
+}
+
+func (d *endedCommand) Ack(ctx context.Context) error {
+	d.acking()
+	return d.fakeDelivery.Ack(ctx)
+}
+
+// TestCancelOfAnEndedCommand: the job is over, and its command comes back just as somebody cancels it.
+// The job is not told to end, and nothing of it stays in the journal.
+func TestCancelOfAnEndedCommand(t *testing.T) {
+	r := start(t, Config{}, nil)
+	id, data := take(t, "vm1", 1)
+	cmd, _, err := messages.Decode(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.out.PublishEvent(t.Context(), messages.Cancelled(zone, host, cmd, 0, errCancelled())); err != nil {
+		t.Fatal(err)
+	}
+	d := &endedCommand{newDelivery(id, data), func() {
+		j, release, err := r.worker.jobs.seize(t.Context(), id)
+		if err != nil || j == nil {
+			t.Errorf("%v, %v", j, err)
+			return
+		}
+		release()
+		if reply, err := j.tell(); !errors.Is(err, errEnding) {
+			t.Errorf("a job that is over is %s: %v", reply, err)
+		}
+	}}
+	r.queue.c <- d
+	if how := r.end(d.fakeDelivery); how != "ack" {
+		t.Errorf("ended by %s", how)
+	}
+	r.stop()
+	if err := <-r.ended; err != nil {
+		t.Fatal(err)
+	}
+	if rec, err := r.worker.journal.read(id); err != nil || rec.Cancelled {
+		t.Errorf("the journal keeps a job that is over: %+v, %v", rec, err)
+	}
+}
+
 // TestCancelledByOthers: the management side cancelled the job as it was being accepted.
 func TestCancelledByOthers(t *testing.T) {
 	r := start(t, Config{}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {

@@ -68,7 +68,7 @@ func (w *Worker) handle(jobs, words context.Context, d Delivery) {
 	}
 	head, err := j.read(d.Data())
 	if err != nil {
-		j.refuse(head, err)
+		j.refuseOnce(head, err)
 		return
 	}
 	rec, err := w.journal.read(j.id)
@@ -104,15 +104,26 @@ func (j *job) expired(head messages.Header, rec record) bool {
 	}
 	err := j.w.cfg.Authority.VerifyTime(head.IssuedAt, time.Now())
 	if err != nil {
+		_ = j.end(nil) // whoever asks from now on is told that the job is over
 		j.refuse(head, err)
+		j.w.journal.end(j.id)
 	}
 	return err != nil
 }
 
-// refuseOnce refuses a command that may bear the name of a job that has ended, whose end it must
-// not contradict.
+// refuseOnce refuses a command that may bear the name of another job, whose end it must not contradict:
+// one that has ended, or one that is at work, whose own command was not refused.
 func (j *job) refuseOnce(head messages.Header, err error) {
-	if !j.over() {
+	at, release, stopped := j.w.jobs.seize(j.words, j.id)
+	if stopped != nil {
+		return // the command comes back
+	}
+	defer release()
+	switch {
+	case at != nil:
+		j.log.Warn().Err(err).Msg("refused: it bears the name of a job at work")
+		j.settle(j.d.term(string(messages.CodeOf(err))))
+	case !j.over():
 		j.refuse(head, err)
 	}
 }
@@ -143,6 +154,7 @@ func (j *job) over() bool {
 	if final == nil {
 		return false
 	}
+	_ = j.end(nil) // whoever asks from now on is told so
 	j.w.jobs.unhindered(j.id)
 	j.log.Info().Str("kind", string(final.Kind)).Msg("the job has ended before")
 	if j.cmd == nil { // it bears the job's name, and is not its command
@@ -226,8 +238,8 @@ func (j *job) try(ctx context.Context, b bounds) {
 	j.w.jobs.unhindered(j.id)
 	j.mu.Lock()
 	j.rec, j.attempt, j.tried = rec, rec.Attempts, true
-	j.mu.Unlock()
 	j.log = j.log.With().Int("attempt", j.attempt).Str("type", string(j.cmd.Head().Type)).Str("vm", j.cmd.Target()).Logger()
+	j.mu.Unlock()
 	j.log.Info().Msg("accepted")
 	accepted, err := j.w.out.PublishAccepted(j.words, j.accepted())
 	if err != nil && j.words.Err() != nil || err == nil && !accepted {
@@ -365,7 +377,7 @@ func (j *job) settle(err error) {
 
 // keepAlive extends the command until ctx ends. The channel closes when it has stopped.
 func (j *job) keepAlive(ctx context.Context) <-chan struct{} {
-	done := make(chan struct{})
+	done, log := make(chan struct{}), j.log // the attempt gets another log
 	go func() {
 		defer close(done)
 		tick := time.NewTicker(j.w.cfg.AckWait / 3)
@@ -374,7 +386,7 @@ func (j *job) keepAlive(ctx context.Context) <-chan struct{} {
 			select {
 			case <-tick.C:
 				if err := j.d.extend(); err != nil {
-					j.log.Debug().Err(err).Msg("extend the command")
+					log.Debug().Err(err).Msg("extend the command")
 				}
 			case <-ctx.Done():
 				return

@@ -173,7 +173,7 @@ func (j *journal) read(job string) (record, error) {
 	var r record
 	if json.Unmarshal(data, &r) != nil {
 		// A record that was torn by a power cut had begun at least once.
-		return record{Attempts: 1, Open: true}, nil
+		return record{Attempts: 1, Open: true}, nil //nolint:nilerr // it is an answer
 	}
 	return r, nil
 }

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -122,7 +123,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		stopJobs(messages.Errorf(messages.CodeShuttingDown, "the worker is stopping"))
 		if !w.waitFor(done, lastWords, nil) {
 			stopWords()
-			<-done
+			w.waitFor(done, math.MaxInt64, nil) // for those that clean up; systemd is told that they do
 		}
 	}
 	return err
@@ -167,7 +168,7 @@ func (w *Worker) loop(ctx, jobs, words context.Context, wg *sync.WaitGroup) erro
 			go w.fetch(ctx, next)
 		case got := <-next:
 			next = nil
-			if err := w.take(ctx, got); err != nil || ctx.Err() != nil {
+			if stopped, err := w.take(ctx, got); stopped || err != nil {
 				return err
 			}
 			wg.Go(func() {
@@ -177,10 +178,11 @@ func (w *Worker) loop(ctx, jobs, words context.Context, wg *sync.WaitGroup) erro
 		case answer := <-w.pulse:
 			answer <- w.jobs.ids()
 		case <-ctx.Done():
-			if next != nil {
-				return w.take(ctx, <-next)
+			if next == nil {
+				return nil
 			}
-			return nil
+			_, err := w.take(ctx, <-next)
+			return err
 		}
 	}
 }
@@ -190,15 +192,17 @@ func (w *Worker) fetch(ctx context.Context, next chan<- delivered) {
 	next <- delivered{d, err}
 }
 
-// take refuses what was fetched when the worker was told to stop meanwhile.
-func (w *Worker) take(ctx context.Context, got delivered) error {
+// take looks at what was fetched. A command that comes when the worker was told to stop is given back.
+func (w *Worker) take(ctx context.Context, got delivered) (stopped bool, err error) {
 	switch {
 	case ctx.Err() == nil && got.err != nil:
-		return fmt.Errorf("take a command: %w", got.err)
-	case ctx.Err() != nil && got.d != nil:
-		return got.d.Return()
+		return false, fmt.Errorf("take a command: %w", got.err)
+	case ctx.Err() == nil:
+		return false, nil
+	case got.d != nil:
+		return true, got.d.Return()
 	}
-	return nil
+	return true, nil
 }
 
 // waitFor waits for the jobs' ends, and goes on answering for the loop.
