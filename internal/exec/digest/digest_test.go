@@ -432,3 +432,49 @@ func BenchmarkSum(b *testing.B) {
 		})
 	}
 }
+
+// A block of which a file holds only some pieces: its digest tells a piece of zeroes from none.
+func TestParts(t *testing.T) {
+	const size = 2*BlockSize + 3*PieceSize + 5
+	for _, key := range [][]byte{nil, testKey} {
+		w, path := create(t, size, key)
+		zero := make([]byte, BlockSize)
+		data := bytes.Clone(zero)
+		copy(data[PieceSize:], "second piece")
+		short := make([]byte, size-2*BlockSize)
+		must(t, w.Put(0, w.SumPart(data, 0b110)))
+		must(t, w.PutZeroes(1, 1))
+		must(t, w.Put(2, w.SumPart(short, 0xffff)))
+		if w.SumPart(data, 0xffff) != w.Sum(data) {
+			t.Error("a whole block has another digest as a part")
+		}
+		must(t, w.Close())
+		r := open(t, path, key)
+		for _, c := range []struct {
+			index int64
+			block []byte
+			part  Part
+			ok    bool
+		}{
+			{0, data, 0b110, true}, {0, data, 0b10, false}, {0, data, 0b111, false}, {0, data, 0, false}, {0, zero, 0b110, false},
+			{1, zero, 0xffff, true}, {1, zero, 0x7fff, false}, {1, zero, 0, false}, {1, data, 0xffff, false},
+			{2, short, 0b1111, true}, {2, short, 0xffff, true}, {2, short, 0b0111, false}, {2, short, 0, false},
+		} {
+			var m *Mismatch
+			err := r.CheckPart(c.index, c.block, c.part)
+			if (err == nil) != c.ok || err != nil && !errors.As(err, &m) {
+				t.Errorf("block %d, pieces %b: %v", c.index, c.part, err)
+			}
+		}
+	}
+	w, path := create(t, BlockSize, nil)
+	must(t, w.Close())
+	r := open(t, path, nil)
+	must(t, r.CheckPart(0, make([]byte, BlockSize), 0))
+	if r.CheckPart(0, make([]byte, BlockSize), 1) == nil {
+		t.Error("a piece of zeroes passes for none")
+	}
+	if Whole(BlockSize) != 0xffff || Whole(1) != 1 || Whole(PieceSize+1) != 3 {
+		t.Error("the whole of a block is not all of its pieces")
+	}
+}
