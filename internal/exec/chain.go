@@ -202,6 +202,9 @@ type survey struct {
 	backups     []repository.Backup // the newest first
 	problems    []repository.Problem
 	checkpoints []hypervisor.Checkpoint
+	// orphans are the ids of backups to this repository that had a checkpoint and are not there: they
+	// never were, or somebody removed them.
+	orphans []string
 }
 
 // survey looks around, and removes the checkpoints of attempts that never became backups.
@@ -218,7 +221,8 @@ func (e *Executor) survey(ctx context.Context, repo *repository.Repository, dom 
 		return cmp.Or(b.Manifest.CreatedAt.Compare(a.Manifest.CreatedAt), cmp.Compare(b.Manifest.ID, a.Manifest.ID))
 	})
 	for _, c := range s.ours() {
-		if !s.stored(strings.TrimPrefix(c.Name, checkpointPrefix)) {
+		if id := strings.TrimPrefix(c.Name, checkpointPrefix); !s.stored(id) {
+			s.orphans = append(s.orphans, id)
 			s.forget(ctx, e, c)
 		}
 	}
@@ -268,17 +272,20 @@ func (s *survey) pick(ctx context.Context, e *Executor, disks []sourceDisk) ([]r
 			return s.follow(s.backups[i])
 		}
 	}
-	if newest == nil {
-		for _, c := range s.ours() {
-			return nil, fullBecause(messages.FullParentBroken, "the newest backup, %s, is missing or damaged",
-				strings.TrimPrefix(c.Name, checkpointPrefix))
+	f := fullBecause(messages.FullNoChain, "the repository has no backup of the vm that an incremental can continue")
+	if newest != nil {
+		if f = s.adopt(ctx, e, *newest, disks); f == nil {
+			return s.follow(*newest)
 		}
-		return nil, fullBecause(messages.FullNoChain, "the repository has no backup of the vm that an incremental can continue")
 	}
-	if f := s.adopt(ctx, e, *newest, disks); f != nil {
-		return nil, f
+	if left := s.ours(); len(left) > 0 { // they are of backups that cannot be read
+		id := strings.TrimPrefix(left[len(left)-1].Name, checkpointPrefix)
+		return nil, fullBecause(messages.FullParentBroken, "backup %s is damaged", id)
 	}
-	return s.follow(*newest)
+	if len(s.orphans) > 0 {
+		return nil, fullBecause(messages.FullParentBroken, "backup %s is not on this repository", s.orphans[len(s.orphans)-1])
+	}
+	return nil, f
 }
 
 // adopt makes libvirt know a checkpoint again that it has forgotten. The bitmaps are in the disks
