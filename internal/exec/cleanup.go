@@ -28,7 +28,8 @@ const (
 
 // CleanUp ends what killed attempts at a command left, when there is to be no other attempt: the
 // backup job in the guest's QEMU, which would fill the scratch folder, the scratch files, the
-// job's folder, an unfinished backup or restore. A backup that was committed stays, and is returned:
+// job's folder, an unfinished backup with its checkpoint, an unfinished restore. A backup that was
+// committed stays, and is returned:
 // the job had succeeded, and its worker died before it could note that.
 func (e *Executor) CleanUp(ctx context.Context, cmd messages.Command) (*Outcome, error) {
 	ws, err := e.open(cmd.Head().JobID)
@@ -75,6 +76,8 @@ func (e *Executor) cleanRepository(ctx context.Context, ws *workspace, cmd *mess
 	}
 	b, err := repo.Find(ctx, messages.BackupRef{ID: ws.job, VM: cmd.Target(), BackupPath: cmd.BackupPath, Repository: cmd.Repository})
 	if messages.CodeOf(err) == messages.CodeBackupNotFound {
+		// That of a backup that was committed is what the next incremental needs.
+		e.dropCheckpoint(ctx, cmd.VM, checkpointPrefix+ws.job)
 		return nil, nil
 	}
 	if err != nil {

@@ -65,10 +65,10 @@ func idsOf(list []repository.Dependent) string {
 	return strings.Join(ids, ", ")
 }
 
-// dropCheckpoint removes the checkpoint of a backup that is gone, if its VM is on this host. The next
-// backup of the VM would do so too.
+// dropCheckpoint removes the checkpoint of a backup that is gone, or never came to be, if its VM is on
+// this host. The next backup of the VM would do so too.
 func (e *Executor) dropCheckpoint(ctx context.Context, vm, name string) {
-	if name == "" || e.cfg.Hypervisor == nil {
+	if vm == "" || name == "" || e.cfg.Hypervisor == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, stateTimeout,
