@@ -41,6 +41,7 @@ func TestLibvirt(t *testing.T) {
 		"no scratch":    testNoScratchFolder,
 		"second begin":  testSecondBegin,
 		"foreign job":   testForeignJob,
+		"checkpoints":   testCheckpoints,
 		"destroyed":     testDestroyed,
 		"quiesce":       testQuiesceWithoutAgent,
 		"encrypted":     testEncrypted,

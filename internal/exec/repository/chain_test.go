@@ -1,6 +1,8 @@
 package repository
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -52,6 +54,92 @@ func TestManifestOfABadChain(t *testing.T) {
 		data, err := m.encode()
 		check(t, err)
 		if _, err := DecodeManifest(data); messages.CodeOf(err) != messages.CodeBackupCorrupt {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// chainOf commits a full backup and so many incrementals, each of the one before.
+func chainOf(t *testing.T, r *Repository, n int) []Location {
+	t.Helper()
+	var locs []Location
+	for i := range n {
+		loc := location()
+		loc.ID = loc.ID[:25] + string(rune('A'+i))
+		p, err := r.Create(t.Context(), loc)
+		check(t, err)
+		fill(t, p)
+		m := manifest(loc)
+		if i > 0 {
+			m.Mode, m.Parent, m.Links, m.Disks[0].Incremental = messages.ModeIncremental, locs[i-1].ID, i+1, true
+		}
+		_, err = p.Commit(t.Context(), m)
+		check(t, err)
+		locs = append(locs, loc)
+	}
+	return locs
+}
+
+func TestChain(t *testing.T) {
+	r := openDir(t)
+	locs := chainOf(t, r, 4)
+	chain, err := r.Chain(t.Context(), ref(locs[3]))
+	check(t, err)
+	for i, b := range chain {
+		if b.Manifest.ID != locs[3-i].ID {
+			t.Errorf("link %d is %s", i, b.Manifest.ID)
+		}
+	}
+	deps, err := r.Dependents(t.Context(), ref(locs[1]))
+	check(t, err)
+	if len(deps) != 2 || deps[0].ID != locs[3].ID || deps[1].ID != locs[2].ID || deps[0].Host != "h1" {
+		t.Errorf("what needs %s is %+v", locs[1].ID, deps)
+	}
+
+	// A damaged child is one all the same; a folder that is no backup is none.
+	disk := filepath.Join(r.Dir(), locs[2].String(), "vda.qcow2")
+	check(t, os.Truncate(disk, 7))
+	stray := filepath.Join(r.Dir(), locs[2].folder(), locs[2].ID[:25]+"Z")
+	check(t, os.Mkdir(stray, 0o700))
+	check(t, os.WriteFile(filepath.Join(stray, manifestName), []byte("{"), 0o600))
+	deps, err = r.Dependents(t.Context(), ref(locs[1]))
+	if err != nil || len(deps) != 2 {
+		t.Errorf("%+v, %v", deps, err)
+	}
+	_, err = r.Chain(t.Context(), ref(locs[3]))
+	wantCode(t, err, messages.CodeChainBroken)
+	if !strings.Contains(err.Error(), locs[2].ID) {
+		t.Errorf("the message does not name the broken backup: %v", err)
+	}
+	_, err = r.Chain(t.Context(), ref(locs[2]))
+	wantCode(t, err, messages.CodeBackupCorrupt)
+
+	// Of a backup that is gone they are told too.
+	check(t, r.Delete(t.Context(), ref(locs[1])))
+	if deps, err = r.Dependents(t.Context(), ref(locs[1])); err != nil || len(deps) != 2 {
+		t.Errorf("%+v, %v", deps, err)
+	}
+}
+
+// A chain that somebody has tied into a circle, or whose links do not fit, is refused.
+func TestChainOfStrangers(t *testing.T) {
+	for name, spoil := range map[string]func(*Manifest){
+		"another place": func(m *Manifest) { m.Links = 5 },
+		"another VM":    func(m *Manifest) { m.UUID = "x" },
+		"encrypted":     func(m *Manifest) { m.Encryption.LUKS, m.Disks[0].LUKS = true, true },
+		"another size":  func(m *Manifest) { m.Disks[0].VirtualBytes++ },
+		"another disk":  func(m *Manifest) { m.Disks[0].Name = "vdb" },
+	} {
+		r := openDir(t)
+		locs := chainOf(t, r, 2)
+		b, err := r.Find(t.Context(), ref(locs[1]))
+		check(t, err)
+		m := b.Manifest
+		spoil(&m)
+		data, err := m.encode()
+		check(t, err)
+		check(t, os.WriteFile(filepath.Join(b.Dir, manifestName), data, 0o600))
+		if _, err := r.Chain(t.Context(), ref(locs[1])); messages.CodeOf(err) != messages.CodeChainBroken {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
