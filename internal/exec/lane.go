@@ -11,6 +11,7 @@ import (
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/nbd"
+	"github.com/nasfleet/nasfleet/internal/exec/storaged"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -97,6 +98,22 @@ func stalled(err error, stored side) error {
 		return err
 	}
 	return messages.Errorf(messages.CodeRepositoryLost, "%w", s)
+}
+
+// died says whether a connection was lost because one of the storage daemons that serve the lane has ended.
+func died(err error, daemons ...*storaged.Daemon) error {
+	if !errors.Is(err, nbd.ErrDisconnected) {
+		return err
+	}
+	for _, d := range daemons {
+		if d == nil {
+			continue // a side that is QEMU's own
+		}
+		if ended := d.Ended(); ended != nil {
+			return messages.Errorf(messages.CodeStorageDaemonFailed, "%w: %w", ended, err)
+		}
+	}
+	return err
 }
 
 // dialTimeout bounds connecting to a server on this host.

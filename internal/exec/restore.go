@@ -356,7 +356,7 @@ func (t *restoring) copyDisk(ctx context.Context, to *restoreTarget) error {
 		stall: t.e.cfg.StallTimeout, stored: sourceSide,
 	})
 	if err != nil {
-		return mismatch(messages.CodeBackupCorrupt, d.name, undecodable(ctx, d.links, err))
+		return mismatch(messages.CodeBackupCorrupt, d.name, undecodable(ctx, d.links, died(err, to.from, to.into)))
 	}
 	return errors.Join(to.into.CloseExport(ctx, d.name), to.into.Stop(), to.check.Close(), to.from.Stop())
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
+	"github.com/nasfleet/nasfleet/internal/exec/storaged"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -40,6 +41,8 @@ type sourceDisk struct {
 	encrypted    bool
 
 	socket, export string
+	// daemon serves it; nil for a running VM's own QEMU.
+	daemon *storaged.Daemon
 }
 
 // moment is the point in time that a backup shows.

@@ -103,7 +103,7 @@ func (s *offlineSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 		if err := s.daemon.OpenDisk(ctx, d.name, s.opens[i]); err != nil {
 			return nil, err
 		}
-		d.socket, d.export = s.daemon.Socket(), d.name
+		d.socket, d.export, d.daemon = s.daemon.Socket(), d.name, s.daemon
 		if d.size, err = exportSize(ctx, d.socket, d.export); err != nil {
 			return nil, err
 		}

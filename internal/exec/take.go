@@ -231,7 +231,7 @@ func (t *taking) copyAll(ctx context.Context) error {
 				stall: t.e.cfg.StallTimeout, stored: targetSide,
 				changes: t.changes(d),
 			})
-			return ownTrouble(err)
+			return ownTrouble(died(err, d.target, d.daemon))
 		})
 	})
 }

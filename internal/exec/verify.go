@@ -66,6 +66,9 @@ func (e *Executor) readDisk(ctx context.Context, ws *workspace, disk storedDisk,
 		return 0, err
 	}
 	if _, err := storaged.Check(ctx, e.cfg.QEMUImg, d.Socket(), disk.name); err != nil {
+		if ended := d.Ended(); ended != nil {
+			err = messages.Errorf(messages.CodeStorageDaemonFailed, "%w: %w", ended, err)
+		}
 		return 0, fmt.Errorf("disk %s: %w", disk.name, err)
 	}
 	export := endpoint{d.Socket(), disk.name}
@@ -85,7 +88,7 @@ func (e *Executor) readDisk(ctx context.Context, ws *workspace, disk storedDisk,
 		Progress: func(done, total int64) { r.Disk(disk.name, done, total) },
 	})
 	if err != nil {
-		return stats.DataBytes, mismatch(messages.CodeVerifyFailed, disk.name, undecodable(ctx, disk.links[:1], fmt.Errorf("disk %s: %w", disk.name, stalled(err, sourceSide))))
+		return stats.DataBytes, mismatch(messages.CodeVerifyFailed, disk.name, undecodable(ctx, disk.links[:1], fmt.Errorf("disk %s: %w", disk.name, stalled(died(err, d), sourceSide))))
 	}
 	return stats.DataBytes, errors.Join(src.Close(), check.Close(), d.Stop())
 }

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -215,5 +216,98 @@ func (w *world) awaitRetrying(t *testing.T, job string, want messages.Code) {
 	}
 	if got.Kind != messages.KindRetrying || got.Error == nil || got.Error.Code != want {
 		t.Fatalf("want a retry because of %s: %s", want, asJSON(got))
+	}
+}
+
+// inside returns a path as the worker sees it: its mounts are its own.
+func (w *world) inside(path string) string {
+	return fmt.Sprintf("/proc/%d/root%s", w.worker.Process.Pid, path)
+}
+
+// TestFilledBySomebodyElse fills the repository while a backup is copied to it.
+func TestFilledBySomebodyElse(t *testing.T) {
+	x := newLossy(t)
+	image := lab.LoopImage(t, 256)
+	onLoop := func(args ...string) []string { return x.onRepo("ext4", image, "loop", args...) }
+	for _, c := range []struct {
+		name string
+		args []string
+	}{
+		{"copying", []string{"--vm", "web", "--bandwidth", "4"}},
+		{"compressed", []string{"--vm", "web", "--bandwidth", "4", "--compress", "--verify"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			beside := x.beside(t)
+			job := newJobID()
+			x.publisher(t, onLoop(append(c.args, "--job-id", job)...)...)
+			x.awaitCopied(t, job, messages.PhaseCopying)
+			folder := x.inside(filepath.Join(x.dir, "run", job, "mnt"))
+			fillWith(t, filepath.Join(folder, "somebody's"))
+			if ev := x.awaitFailed(t, job, messages.CodeTargetFull); ev.Attempt != 1 {
+				t.Errorf("attempt %d", ev.Attempt)
+			}
+			beside()
+			x.nothingLeft(t)
+			// What somebody has written is there, what the backup has is not.
+			point := x.mkdir(t, "look")
+			lab.Run(t, "mount", "-o", "loop", image, point)
+			lab.NoFilesMatching(t, point, "*.partial")
+			if err := os.Remove(filepath.Join(point, "somebody's")); err != nil {
+				t.Error(err)
+			}
+			lab.Run(t, "umount", point)
+			x.mustJob(t, onLoop("--vm", "web")...)
+		})
+	}
+}
+
+// fillWith writes a file until nothing is free, but for what a few names take.
+func fillWith(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for piece := lab.MiB; piece >= 4096; {
+		if _, err := f.Write(make([]byte, piece)); err != nil {
+			if !errors.Is(err, syscall.ENOSPC) {
+				t.Fatal(err)
+			}
+			piece /= 2
+		}
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAKilledStorageDaemon kills the daemons of a job in mid-copy, as the OOM killer would. The job begins anew.
+func TestAKilledStorageDaemon(t *testing.T) {
+	x := newLossy(t)
+	stored := x.mustJob(t, x.onNAS()...)
+	for _, c := range []struct {
+		name  string
+		phase messages.Phase
+		args  []string
+	}{
+		{"target", messages.PhaseCopying, x.onNAS("--bandwidth", "8")},
+		{"source and target", messages.PhaseCopying, x.takeArgs("--image", x.other, "--bandwidth", "4")},
+		{"verifying", messages.PhaseVerifying, []string{"verify", "--backup", stored.BackupID, "--bandwidth", "8"}},
+		{"restoring", messages.PhaseCopying, []string{"restore", "--backup", stored.BackupID, "--to", filepath.Join(x.dir, "to"), "--bandwidth", "8"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			job := newJobID()
+			x.publisher(t, append(c.args, "--job-id", job)...)
+			x.awaitCopied(t, job, c.phase)
+			kill(t, x.pids(t, "qemu-storage-daemon")...)
+			x.awaitRetrying(t, job, messages.CodeStorageDaemonFailed)
+			if ev := x.awaitFinal(t, job); ev.Kind != messages.KindSucceeded || ev.Attempt != 2 {
+				t.Errorf("the second attempt: %s", asJSON(ev))
+			}
+			x.unharmed(t)
+			x.nothingLeft(t)
+			lab.NoFilesMatching(t, x.sshd.Export, "*.partial")
+		})
 	}
 }

@@ -190,6 +190,23 @@ func (d *Daemon) PID() int { return d.proc.PID() }
 // Done is closed when the daemon has ended, asked or not.
 func (d *Daemon) Done() <-chan struct{} { return d.proc.Done() }
 
+// Ended returns an error of CodeStorageDaemonFailed when the daemon has ended, which it does not by
+// itself, and nil while it runs. It is for who has lost a connection to it, and waits a moment: the end of
+// a connection is seen before the end of the process.
+func (d *Daemon) Ended() error {
+	t := time.NewTimer(quitTimeout)
+	defer t.Stop()
+	select {
+	case <-d.proc.Done():
+		if err := d.proc.Err(); err != nil {
+			return messages.Errorf(messages.CodeStorageDaemonFailed, "the storage daemon has ended: %w", err)
+		}
+		return messages.Errorf(messages.CodeStorageDaemonFailed, "the storage daemon has ended")
+	case <-t.C:
+		return nil
+	}
+}
+
 // Stop ends the daemon and removes its socket. Exports that are still open are dropped: only
 // CloseExport says whether their last bytes were written. Further calls return what the first did.
 func (d *Daemon) Stop() error {
