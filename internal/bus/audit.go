@@ -88,6 +88,7 @@ func compareStreams(have, want streamConfig) []Difference {
 		of("retention", func(c streamConfig) jetstream.RetentionPolicy { return c.Retention }),
 		of("storage", func(c streamConfig) jetstream.StorageType { return c.Storage }),
 		of("discard", func(c streamConfig) jetstream.DiscardPolicy { return c.Discard }),
+		of("discard_new_per_subject", func(c streamConfig) bool { return c.DiscardNewPerSubject }),
 		of("num_replicas", func(c streamConfig) int { return c.Replicas }),
 		of("max_age", func(c streamConfig) any { return c.MaxAge }),
 		of("max_msgs", func(c streamConfig) int64 { return c.MaxMsgs }),

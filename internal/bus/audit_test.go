@@ -46,8 +46,8 @@ func TestAudit(t *testing.T) {
 			c.RePublish = &jetstream.RePublish{Source: ">", Destination: "copy.>"}
 		},
 			[]string{"stream BACKUP_EVENTS republish: true, not false"}},
-		{messages.JobStream(testZone), func(c *jetstream.StreamConfig) { c.MaxBytes, c.Discard = 1<<20, jetstream.DiscardNew },
-			[]string{"stream BACKUP_JOBS_zone-a discard: DiscardNew, not DiscardOld", "stream BACKUP_JOBS_zone-a max_bytes: 1048576, not -1"}},
+		{messages.JobStream(testZone), func(c *jetstream.StreamConfig) { c.MaxBytes, c.DiscardNewPerSubject = 1<<20, false },
+			[]string{"stream BACKUP_JOBS_zone-a discard_new_per_subject: false, not true", "stream BACKUP_JOBS_zone-a max_bytes: 1048576, not -1"}},
 	} {
 		s, err := b.js.Stream(ctx, tt.stream)
 		if err != nil {
@@ -95,6 +95,9 @@ func TestAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
+		"stream BACKUP_JOBS_zone-a discard: DiscardOld, not DiscardNew",
+		"stream BACKUP_JOBS_zone-a discard_new_per_subject: false, not true",
+		"stream BACKUP_JOBS_zone-a max_msgs_per_subject: -1, not 1",
 		"stream BACKUP_JOBS_zone-a allow_rollup_hdrs: true, not false",
 		"stream BACKUP_JOBS_zone-a allow_msg_schedules: true, not false",
 		"stream BACKUP_JOBS_zone-a allow_atomic: true, not false",

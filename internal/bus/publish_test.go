@@ -47,6 +47,10 @@ func TestPublishOnce(t *testing.T) {
 			if refused != nil {
 				t.Error("duplicate in PublishAll:", refused)
 			}
+			// Nor does another message get there that asks for nothing.
+			if _, err := b.js.Publish(ctx, messages.JobSubject(testZone, testHost, cmd.JobID), []byte("{}")); err == nil {
+				t.Error("a second message on the job's subject was taken")
+			}
 			if n := countStored(t, b, messages.JobStream(testZone), messages.JobSubject(testZone, testHost, cmd.JobID)); n != 1 {
 				t.Errorf("stored %d times", n)
 			}

@@ -106,6 +106,10 @@ func (b *Bus) streams(zone string) []jetstream.StreamConfig {
 			Replicas:     l.Replicas,
 			MaxConsumers: maxConsumers,
 			AllowDirect:  true,
+			// A job's subject takes one message ever, also from those that do not ask for that.
+			MaxMsgsPerSubject:    1,
+			Discard:              jetstream.DiscardNew,
+			DiscardNewPerSubject: true,
 		},
 		hostsWrite(jetstream.StreamConfig{
 			Name:         messages.EventStream,

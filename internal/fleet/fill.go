@@ -59,7 +59,7 @@ func (m *Manager) fillOne(ctx context.Context, j *Job, s messages.ZoneSettings) 
 		d.Encryption = s.Encryption
 	}
 	if !d.Encryption {
-		if len(j.sealings) > 0 {
+		if len(j.sealings) > 0 || d.Passphrase != "" {
 			return passphraseForNothing()
 		}
 		return nil

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -53,7 +54,7 @@ func (m *Manager) RekeyJob(ctx context.Context, s RekeySettings, r *Passphrases)
 	if s.NewPassphraseFile == "" {
 		cmd.Details.Revision = zone.Passphrase
 	}
-	if string(old.Bytes()) == string(fresh.Bytes()) {
+	if bytes.Equal(old.Bytes(), fresh.Bytes()) {
 		return nil, usagef("the new passphrase is the old one")
 	}
 	job.sealings = []sealing{{old, &cmd.OldPassphrase}, {fresh, &cmd.Details.Passphrase}}
@@ -74,7 +75,7 @@ func (m *Manager) newPassphrase(ctx context.Context, s RekeySettings, entry mess
 		return r.Read(s.NewPassphraseFile)
 	case zone.Passphrase == "":
 		return nil, noPassphrase(entry.Zone)
-	case zone.Passphrase == entry.Revision && zone.Recovery == entry.RecoveryRevision:
+	case zone.Passphrase == entry.Revision:
 		return nil, &Error{
 			Class: Usage, Err: fmt.Errorf("backup %s has the current passphrase of zone %s already", entry.ID, entry.Zone),
 			Hint: "Rotate the zone's passphrase first (publisher zone passphrase rotate), or give another (--new-passphrase-file FILE).",

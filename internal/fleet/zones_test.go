@@ -166,6 +166,23 @@ func TestTakeIsFilledFromItsZone(t *testing.T) {
 	}
 }
 
+// TestPassphraseForNothing: who gives a passphrase does not get a backup in the clear.
+func TestPassphraseForNothing(t *testing.T) {
+	m, _, _ := start(t)
+	for name, s := range map[string]TakeSettings{
+		"in a file":   {RepositorySettings: nas(), PassphraseFile: "-"},
+		"in a detail": {RepositorySettings: nas(), Detail: map[string]string{messages.DetailPassphrase: "sealed1.x"}},
+	} {
+		job, err := TakeJob(Source{Zone: "z1", Host: "h1", VM: "web"}, s, passphrases())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Fill(t.Context(), []*Job{job}); ClassOf(err) != Usage {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestFlagsWin: whatever the zone says, what the command line speaks of is as it says.
 func TestFlagsWin(t *testing.T) {
 	m, _, _ := start(t)
@@ -272,6 +289,11 @@ func TestRotationsOrphanNothing(t *testing.T) {
 	}
 	if _, err := m.RekeyJob(ctx, RekeySettings{BackupSettings: BackupSettings{Backup: backups[0]}}, passphrases()); ClassOf(err) != Usage {
 		t.Errorf("rekeyed with what it has: %v", err)
+	}
+	// Hosts take no passphrase for a new one that is the old one, also where there is a new recovery passphrase.
+	rotate(t, m, "z1", " safe", true)
+	if _, err := m.RekeyJob(ctx, RekeySettings{BackupSettings: BackupSettings{Backup: backups[0]}}, passphrases()); !strings.Contains(HintOf(err), "passphrase rotate") {
+		t.Errorf("%v: %s", err, HintOf(err))
 	}
 	read(m)
 }
