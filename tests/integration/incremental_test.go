@@ -122,3 +122,37 @@ func TestChains(t *testing.T) {
 	}
 	vm.Running(t)
 }
+
+// TestAnIncrementalIsAsLargeAsTheChange changes 64 MiB of a disk of 16 GiB, and restores one of two
+// disks alone.
+func TestAnIncrementalIsAsLargeAsTheChange(t *testing.T) {
+	l := lab.Libvirtd(t)
+	w := newWorld(t, l.URI)
+	disks := []lab.Disk{
+		{Path: lab.Image(t, filepath.Join(w.dir, "a.qcow2"), "qcow2", 16<<10), Format: "qcow2"},
+		{Path: lab.Image(t, filepath.Join(w.dir, "b.qcow2"), "qcow2", 64), Format: "qcow2"},
+	}
+	vm := l.DefineVM(t, lab.VMOptions{Name: "big", Disks: disks})
+	vm.Write(t, "vda", lab.MiB, 100*lab.MiB, 7)
+	vm.Write(t, "vdb", lab.MiB, lab.MiB, 7)
+	full := w.take(t, "--vm", "big", "--mode", "auto")
+	vm.Write(t, "vda", 8<<30, 64*lab.MiB, 9)
+	vm.Write(t, "vdb", 2*lab.MiB, lab.MiB, 9)
+	for _, f := range []features{{}, {compress: true}} {
+		vm.Write(t, "vda", 8<<30, 64*lab.MiB, 11)
+		ev := w.take(t, append(f.flags(w, t), "--vm", "big", "--mode", "incremental")...)
+		isIncremental(t, ev, full.BackupID)
+		if d := ev.Backup.Disks[0]; d.DataBytes != 64*lab.MiB || d.StoredBytes > 66*lab.MiB {
+			t.Errorf("%d bytes were copied, %d are stored", d.DataBytes, d.StoredBytes)
+		}
+		to := filepath.Join(w.dir, "one")
+		restored := w.mustJob(t, "restore", "--backup", ev.BackupID, "--disk", "vdb", "--to", to)
+		if len(restored.Restored) != 1 {
+			t.Errorf("restored %v", restored.Restored)
+		}
+		compare(t, "qcow2", disks[1].Path, "qcow2", filepath.Join(to, "vdb.qcow2"))
+		lab.Run(t, "rm", "-r", to)
+		full = ev
+	}
+	w.nothingLeft(t)
+}

@@ -149,6 +149,7 @@ type pulsingChecker struct {
 	pulse *pulse
 }
 
+// Check implements Checker.
 func (c pulsingChecker) Check(ctx context.Context, index int64, block []byte) error {
 	return c.pulse.during(func() error { return c.Checker.Check(ctx, index, block) })
 }
