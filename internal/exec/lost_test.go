@@ -171,7 +171,7 @@ func TestTheKernelHangsInWrites(t *testing.T) {
 	// The next job, elsewhere, does not mind.
 	dir := t.TempDir()
 	other := *cmd
-	other.Header.JobID, other.Repository = otherJob, messages.Repository{Type: messages.RepositoryDir, Address: dir}
+	other.JobID, other.Repository = otherJob, messages.Repository{Type: messages.RepositoryDir, Address: dir}
 	_, err = e.Run(t.Context(), &other, nil, quiet{})
 	check(t, err)
 	thaw()

@@ -39,6 +39,7 @@ type patientChecker struct {
 	timeout time.Duration
 }
 
+// Check compares, in bounded time.
 func (c patientChecker) Check(ctx context.Context, index int64, block []byte) error {
 	_, err := bound(ctx, c.timeout, messages.CodeRepositoryLost, "read the digests", func() (struct{}, error) {
 		return struct{}{}, c.Checker.Check(ctx, index, block)

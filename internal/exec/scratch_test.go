@@ -64,7 +64,7 @@ func TestRoomEndsInTime(t *testing.T) {
 	const most, toEnd = 2048 * mib, 100 * time.Millisecond
 	rapid.Check(t, func(t *rapid.T) {
 		r := &room{reserve: 512 * mib}
-		now, free := time.Unix(0, 0), int64(rapid.Int64Range(512, 20000).Draw(t, "free"))*mib
+		now, free := time.Unix(0, 0), rapid.Int64Range(512, 20000).Draw(t, "free")*mib
 		for range 5000 {
 			pause, err := r.see(now, free)
 			if err != nil {

@@ -131,10 +131,12 @@ type pulsingSource struct {
 	pulse
 }
 
+// ReadAt reads, and counts as a request.
 func (s *pulsingSource) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return s.during(func() error { return s.Source.ReadAt(ctx, p, off) })
 }
 
+// BlockStatus asks, and counts as a request.
 func (s *pulsingSource) BlockStatus(ctx context.Context, meta string, off, length int64) (list []nbd.Extent, err error) {
 	err = s.during(func() error {
 		list, err = s.Source.BlockStatus(ctx, meta, off, length)
@@ -160,14 +162,17 @@ type pulsingTarget struct {
 	pulse
 }
 
+// WriteAt writes, and counts as a request.
 func (t *pulsingTarget) WriteAt(ctx context.Context, p []byte, off int64) error {
 	return t.during(func() error { return t.Target.WriteAt(ctx, p, off) })
 }
 
+// WriteZeroes zeroes, and counts as a request.
 func (t *pulsingTarget) WriteZeroes(ctx context.Context, off, n int64, flags nbd.ZeroFlags) error {
 	return t.during(func() error { return t.Target.WriteZeroes(ctx, off, n, flags) })
 }
 
+// Flush flushes, and counts as a request that may take long.
 func (t *pulsingTarget) Flush(ctx context.Context) error {
 	t.flushing.Add(1)
 	defer t.flushing.Add(-1)

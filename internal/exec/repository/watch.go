@@ -131,10 +131,10 @@ func (r *Repository) Check(ctx context.Context) error {
 		defer r.pending.Done()
 		return r.probe()
 	})
-	if err == nil || ctx.Err() != nil {
-		return nil
+	if err != nil && ctx.Err() == nil {
+		return r.lostError(err)
 	}
-	return r.lostError(err)
+	return nil // it answers, or nobody waits for an answer any more
 }
 
 func (r *Repository) lostError(cause error) error {
