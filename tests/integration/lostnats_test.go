@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -133,13 +134,9 @@ func TestPublishedTwice(t *testing.T) {
 		}
 		return false
 	})
-	first := true
+	var lost atomic.Bool
 	trap := n.proxy.Lose(func(way lab.Way, frame []byte) bool {
-		lose := first && way == lab.ToClient && isPubAck(frame, messages.JobStream(zone))
-		if lose {
-			first = false
-		}
-		return lose
+		return way == lab.ToClient && isPubAck(frame, messages.JobStream(zone)) && lost.CompareAndSwap(false, true)
 	})
 	direct := w.url
 	w.url = w.nats // publisher goes through the proxy as well
