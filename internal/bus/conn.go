@@ -14,6 +14,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/natscontext"
+
+	"github.com/nasfleet/nasfleet/messages"
 )
 
 // maxPending bounds the publishes in flight: more than 4,096 at once stall the library.
@@ -244,14 +246,19 @@ func (b *Bus) asyncError(_ *nats.Conn, sub *nats.Subscription, err error) {
 		b.denied.Store(&denial{at: time.Now(), err: err})
 	}
 	event := b.cfg.Log.Warn()
-	if errors.Is(err, nats.ErrSlowConsumer) {
-		// Only progress is left out, and there is more of it every second.
+	if errors.Is(err, nats.ErrSlowConsumer) && sub != nil && isProgress(sub.Subject) {
+		// There is more of it every second.
 		event = b.cfg.Log.Debug()
 	}
 	if sub != nil {
 		event = event.Str("subject", sub.Subject)
 	}
 	event.Err(err).Msg("NATS")
+}
+
+// isProgress says that a subscription is to the progress of jobs.
+func isProgress(subject string) bool {
+	return strings.HasPrefix(subject, strings.TrimSuffix(messages.ProgressSubject("*", "*", "*"), "*.*.*"))
 }
 
 func (b *Bus) useJetStream(s natscontext.Settings) error {
