@@ -274,7 +274,7 @@ func (t *rekeying) rewrap(_ context.Context, b *rekeyedBackup) error {
 		return err
 	}
 	defer clear(key)
-	b.wrapped, err = wrap(key, t.fresh, t.recovery)
+	b.wrapped, err = t.ws.e.wrap(key, t.fresh, t.recovery)
 	t.wrapped[string(text)] = b.wrapped
 	return err
 }

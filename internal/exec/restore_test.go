@@ -116,7 +116,7 @@ func TestUnwrap(t *testing.T) {
 	wrong, err := secret.NewPassphrase([]byte("wrong"))
 	check(t, err)
 	wrap := func(p *secret.Passphrase, key []byte) json.RawMessage {
-		w, err := secret.WrapKey(p, key)
+		w, err := secret.WrapKey(p, key, 0)
 		check(t, err)
 		raw, err := json.Marshal(w)
 		check(t, err)

@@ -128,13 +128,17 @@ func unwrap(wrapped []json.RawMessage, pass *secret.Passphrase) ([]byte, error) 
 }
 
 // wrap wraps the key to the digests for each passphrase there is.
-func wrap(key []byte, passphrases ...*secret.Passphrase) ([]json.RawMessage, error) {
+func (e *Executor) wrap(key []byte, passphrases ...*secret.Passphrase) ([]json.RawMessage, error) {
+	guess := e.cfg.LUKSIterTime
+	if guess == 0 {
+		guess = storaged.DefaultIterTime
+	}
 	var wrapped []json.RawMessage
 	for _, p := range passphrases {
 		if p == nil {
 			continue
 		}
-		w, err := secret.WrapKey(p, key)
+		w, err := secret.WrapKey(p, key, guess)
 		if err != nil {
 			return nil, messages.Errorf(messages.CodeInternal, "wrap the digest key: %w", err)
 		}

@@ -327,7 +327,7 @@ func (t *taking) describe() error {
 		m.Digest.Keyed, m.Digest.WrappedKeys = true, t.wrappedKeys
 		if t.wrappedKeys == nil {
 			var err error
-			if m.Digest.WrappedKeys, err = wrap(t.digKey, t.pass, t.recovery); err != nil {
+			if m.Digest.WrappedKeys, err = t.e.wrap(t.digKey, t.pass, t.recovery); err != nil {
 				return err
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -115,7 +116,7 @@ func TestKeyIsKept(t *testing.T) {
 
 func TestWrapKey(t *testing.T) {
 	key := NewDigestKey()
-	w, err := WrapKey(passphrase(t), key)
+	w, err := WrapKey(passphrase(t), key, 20*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,5 +131,10 @@ func TestWrapKey(t *testing.T) {
 	w.Iterations = maxIterations + 1
 	if _, err := w.Open(passphrase(t)); messages.CodeOf(err) != messages.CodeBackupCorrupt {
 		t.Errorf("hostile iterations: %v", err)
+	}
+	for guess, want := range map[time.Duration]int{0: minIterations, 20 * time.Millisecond: iterationsASecond / 50, time.Second: iterationsASecond} {
+		if w, err := WrapKey(passphrase(t), key, guess); err != nil || w.Iterations != want {
+			t.Errorf("a guess of %s takes %d iterations, want %d: %v", guess, w.Iterations, want, err)
+		}
 	}
 }

@@ -7,13 +7,17 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// wrapIterations makes a guess at the passphrase by way of a WrappedKey as dear as one by way of
-// the LUKS header, whose key derivation is the same function (PBKDF2 with SHA-256).
-const wrapIterations = 1_000_000
+// iterationsASecond makes a guess at the passphrase by way of a WrappedKey about as dear as one by
+// way of the LUKS header, whose key derivation is the same function (PBKDF2 with SHA-256).
+const iterationsASecond = 1_000_000
+
+// minIterations is what a guess takes at least, as in a LUKS header (RFC 8018 has the same).
+const minIterations = 1000
 
 // maxIterations bounds what a manifest from the NAS can make a reader compute.
 const maxIterations = 100_000_000
@@ -41,9 +45,11 @@ func NewDigestKey() []byte {
 	return key
 }
 
-// WrapKey wraps key so that p opens it.
-func WrapKey(p *Passphrase, key []byte) (WrappedKey, error) {
-	w := WrappedKey{KDF: kdfName, Iterations: wrapIterations, Salt: make([]byte, 16)}
+// WrapKey wraps key so that p opens it. A guess at p takes about as long as guess, which is that of
+// the backup's LUKS containers.
+func WrapKey(p *Passphrase, key []byte, guess time.Duration) (WrappedKey, error) {
+	iterations := int(min(max(guess.Seconds()*iterationsASecond, minIterations), maxIterations))
+	w := WrappedKey{KDF: kdfName, Iterations: iterations, Salt: make([]byte, 16)}
 	_, _ = rand.Read(w.Salt) // never fails
 	gcm, err := w.cipher(p)
 	if err != nil {
