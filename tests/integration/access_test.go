@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"os"
@@ -215,6 +216,10 @@ func guardedFleet(t *testing.T, g *guarded, users string) {
 			t.Errorf("h1 does not list its backup: %s", out)
 		}
 	}
+	// What is kept for the zone is the publisher's alone, and comes to a host sealed.
+	g.ok(t, []byte("another "+rand.Text()), "zone", "passphrase", "rotate", "--zone", zone)
+	must(passphrase, "rekey", "--backup", taken.BackupID, "--passphrase-file", "-")
+	must(nil, "verify", "--backup", taken.BackupID)
 	g.control(t, take)
 
 	// A publisher that has the credentials, and not the key.
