@@ -332,6 +332,11 @@ func (s *survey) follow(b repository.Backup) ([]repository.Backup, *full) {
 		b = s.backups[i]
 		links = append(links, b)
 	}
+	for _, l := range links {
+		if l.Damaged {
+			return nil, fullBecause(messages.FullParentBroken, "backup %s of the chain failed a verification", l.Manifest.ID)
+		}
+	}
 	return links, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/nbd"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
 	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
@@ -33,11 +34,24 @@ func (e *Executor) verify(ctx context.Context, ws *workspace, cmd *messages.Veri
 	}
 	r.Phase(messages.PhaseVerifying)
 	v, err := e.readBack(ctx, ws, disks, b.pass, ws.limiter, r)
+	e.markVerified(ctx, b.chain[0], err)
 	if err != nil {
 		return Outcome{}, err
 	}
 	r.Verified(cmd.Backup.ID, v)
 	return Outcome{BackupID: cmd.Backup.ID}, nil
+}
+
+// markVerified keeps an incremental from continuing a backup that failed. A mark that cannot be
+// written changes nothing about the verification.
+func (e *Executor) markVerified(ctx context.Context, b *repository.Backup, err error) {
+	failed := messages.CodeOf(err) == messages.CodeVerifyFailed
+	if err != nil && !failed || failed == b.Damaged {
+		return
+	}
+	if merr := b.MarkDamaged(ctx, failed); merr != nil {
+		e.cfg.Log.Warn().Err(merr).Str("backup", b.Manifest.ID).Msg("note what a verification has found")
+	}
 }
 
 // readBack reads every byte of a backup from the repository: the qcow2's own metadata with

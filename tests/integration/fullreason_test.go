@@ -136,6 +136,11 @@ func TestAutoSaysWhyItIsFull(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
+		{reason: messages.FullParentBroken, cause: func() { // the parent failed a verification
+			file := filepath.Join(dir(last.BackupID), "vda.qcow2")
+			flip(t, file, dataOffset(t, file, false, "").file)
+			w.mustFail(t, messages.CodeVerifyFailed, "verify", "--backup", last.BackupID)
+		}},
 		{reason: messages.FullEncryptionChanged, args: []string{"--encrypt", "--passphrase-file", w.passphraseFile(t, passphrase)}},
 	} {
 		t.Run(string(s.reason), func(t *testing.T) {

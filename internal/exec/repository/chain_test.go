@@ -144,3 +144,21 @@ func TestChainOfStrangers(t *testing.T) {
 		}
 	}
 }
+
+func TestMarkDamaged(t *testing.T) {
+	r := openDir(t)
+	b := commit(t, r, location())
+	for _, damaged := range []bool{true, true, false, false} {
+		check(t, b.MarkDamaged(t.Context(), damaged))
+		found, err := r.Find(t.Context(), ref(location()))
+		check(t, err)
+		if found.Damaged != damaged {
+			t.Errorf("marked %t, found %t", damaged, found.Damaged)
+		}
+	}
+	check(t, b.MarkDamaged(t.Context(), true))
+	check(t, r.Delete(t.Context(), ref(location())))
+	if err := b.MarkDamaged(t.Context(), true); err == nil {
+		t.Error("a backup that is gone was marked")
+	}
+}

@@ -19,6 +19,8 @@ type Backup struct {
 	// Dir is the folder's absolute path.
 	Dir      string
 	Manifest Manifest
+	// Damaged says that it failed a verification, see MarkDamaged.
+	Damaged bool
 
 	r   *Repository
 	loc Location
@@ -49,7 +51,9 @@ func (r *Repository) load(root *os.Root, loc Location) (*Backup, error) {
 	if err != nil {
 		return nil, loadError(loc, err)
 	}
-	return r.backup(loc, m), nil
+	b := r.backup(loc, m)
+	b.Damaged = isDamaged(root, loc)
+	return b, nil
 }
 
 func (r *Repository) backup(loc Location, m Manifest) *Backup {
