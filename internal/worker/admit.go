@@ -92,6 +92,7 @@ func (j *job) over() bool {
 		return false
 	}
 	_ = j.end(nil) // whoever asks from now on is told so
+	j.final = final.Kind
 	j.w.jobs.unhindered(j.id)
 	j.log.Info().Str("kind", string(final.Kind)).Msg("the job has ended before")
 	if j.cmd == nil { // it bears the job's name, and is not its command
@@ -132,6 +133,7 @@ func (j *job) refuse(head messages.Header, err error) {
 		j.log.Error().Err(perr).Msg("the refusal was not stored")
 		return
 	}
+	j.final = messages.KindFailed
 	j.settle(j.d.term(string(messages.CodeOf(err))))
 }
 

@@ -113,6 +113,9 @@ func (w *Worker) change(ctx context.Context, id string, running, waiting func(*j
 		case <-ctx.Done():
 			return "", late(context.Cause(ctx))
 		}
+		if j.final != "" { // not looked up: another server of a cluster may not know it yet
+			return "", over(id, j.final)
+		}
 	}
 }
 

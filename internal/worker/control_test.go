@@ -285,6 +285,37 @@ func TestCancelOfAnEndedCommand(t *testing.T) {
 	}
 }
 
+// TestCancelOfAnEndingJob: the job's end is just being stored, and a server of the cluster that is behind does
+// not know of it when that is done. The job has one end all the same.
+func TestCancelOfAnEndingJob(t *testing.T) {
+	r := start(t, Config{}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {
+		return exec.Outcome{}, nil
+	})
+	id, data := take(t, "vm1", 1)
+	answer := make(chan error, 1)
+	r.out.before = func(e messages.Event) {
+		if e.Kind != messages.KindSucceeded {
+			return
+		}
+		asked := make(chan struct{})
+		go func() {
+			_, err := r.worker.change(t.Context(), id,
+				func(*job) (messages.Reply, error) { close(asked); return "", errEnding },
+				func(*job) (messages.Reply, error) { return messages.ReplyCancelled, nil })
+			answer <- err
+		}()
+		<-asked
+		r.out.behind.Store(true)
+	}
+	r.out.published(id, data)
+	if _, how := r.deliver(id, data); how != "ack" {
+		t.Errorf("ended by %s", how)
+	}
+	if err := <-answer; messages.CodeOf(err) != messages.CodeJobOver {
+		t.Errorf("told %v", err)
+	}
+}
+
 // TestCancelledByOthers: the management side cancelled the job as it was being accepted.
 func TestCancelledByOthers(t *testing.T) {
 	r := start(t, Config{}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,6 +96,8 @@ type fakeOutbox struct {
 	// before is called before an event is stored, looked once, after a look for a final event.
 	before func(messages.Event)
 	looked func()
+	// behind makes it know no final event yet.
+	behind atomic.Bool
 }
 
 func newOutbox() *fakeOutbox { return &fakeOutbox{catalog: map[string]messages.CatalogEntry{}} }
@@ -149,6 +152,9 @@ func (o *fakeOutbox) FinalEvent(_ context.Context, _, _, job string) (*messages.
 	if looked := o.looked; looked != nil {
 		o.looked = nil
 		defer looked()
+	}
+	if o.behind.Load() {
+		return nil, nil
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -31,8 +31,10 @@ type job struct {
 	stop context.CancelCauseFunc
 	// words outlives ctx: with it the job says how it ended.
 	words context.Context
-	// left is closed when the job is no longer at work.
-	left chan struct{}
+	// left is closed when the job is no longer at work. From then on final tells how it ended, "" where it
+	// has not.
+	left  chan struct{}
+	final messages.Kind
 
 	// mu decides between the attempt's end and a request to change the job.
 	mu  sync.Mutex
@@ -183,6 +185,9 @@ func (j *job) finish(res result, err error, b bounds) {
 		// The command stays unacknowledged and comes back; the journal knows the attempt.
 		j.log.Error().Err(err).Str("command", string(kept)).Msg("the job's end was not stored")
 		return
+	}
+	if d.kind.Final() {
+		j.final = d.kind
 	}
 	// Before the command is let go: one that comes back from now on finds the job over.
 	j.w.jobs.leave(j)
