@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/nasfleet/nasfleet/messages"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -16,6 +17,8 @@ type stored struct {
 	subject string
 	seq     uint64
 	data    []byte
+	// signature is that of a command, or "". Nobody has checked it.
+	signature string
 }
 
 // last returns the newest message on a subject, or ErrNotFound. It is a direct get, the subject
@@ -60,5 +63,7 @@ func (b *Bus) directGet(ctx context.Context, stream, target string, request []by
 	if err != nil {
 		return stored{}, fmt.Errorf("read %s: %w", stream, err)
 	}
-	return stored{subject: m.Header.Get(jetstream.SubjectHeader), seq: seq, data: m.Data}, nil
+	return stored{
+		subject: m.Header.Get(jetstream.SubjectHeader), seq: seq, data: m.Data, signature: m.Header.Get(messages.SignatureHeader),
+	}, nil
 }

@@ -74,14 +74,21 @@ func (b *Bus) PublishAll(ctx context.Context, out []Outgoing, report func(i int,
 
 // Command returns the bytes of a stored command, or ErrNotFound.
 func (b *Bus) Command(ctx context.Context, zone, host, job string) ([]byte, error) {
+	data, _, err := b.SignedCommand(ctx, zone, host, job)
+	return data, err
+}
+
+// SignedCommand returns the bytes of a stored command and its signature, "" for none, or ErrNotFound.
+// Nobody has checked the signature.
+func (b *Bus) SignedCommand(ctx context.Context, zone, host, job string) (data []byte, signature string, err error) {
 	if err := checkAddress(zone, host, job); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	m, err := b.last(ctx, messages.JobStream(zone), messages.JobSubject(zone, host, job))
 	if err != nil {
-		return nil, fmt.Errorf("command of job %s: %w", job, err)
+		return nil, "", fmt.Errorf("command of job %s: %w", job, err)
 	}
-	return m.data, nil
+	return m.data, m.signature, nil
 }
 
 // flight is a publish whose ack is still to come, or that failed at once.

@@ -3,12 +3,15 @@ package fleet
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -48,8 +51,13 @@ func (m *Manager) PlanReplay(ctx context.Context, s ReplaySettings) ([]Replay, e
 		}
 	case len(s.Jobs) > 0 && (byFilter || s.VM != "" || s.Code != "" || s.Since != 0):
 		return nil, usagef("--job goes without --failed, --cancelled, --vm, --code and --since")
-	case len(s.Jobs) > 0:
-		return m.replayNamed(ctx, s)
+	}
+	own, err := m.ownCommands()
+	if err != nil {
+		return nil, err
+	}
+	if len(s.Jobs) > 0 {
+		return m.replayNamed(ctx, s, own)
 	}
 	records, err := m.match(ctx, s.JobFilter, func(st JobState) bool {
 		return s.Failed && st == JobFailed || s.Cancelled && st == JobCancelled
@@ -59,7 +67,15 @@ func (m *Manager) PlanReplay(ctx context.Context, s ReplaySettings) ([]Replay, e
 	}
 	plan := make([]Replay, len(records))
 	for i, r := range records {
-		if why := r.leftOut(); why != "" {
+		why := r.leftOut()
+		if why == "" {
+			if err := m.checkOwn(ctx, r, own); errors.Is(err, errNotOwn) {
+				why = errNotOwn.Error()
+			} else if err != nil {
+				return nil, err
+			}
+		}
+		if why != "" {
 			plan[i] = Replay{Old: r.JobInfo, LeftOut: why}
 		} else if plan[i], err = m.replay(ctx, r); err != nil {
 			return nil, err
@@ -68,7 +84,42 @@ func (m *Manager) PlanReplay(ctx context.Context, s ReplaySettings) ([]Replay, e
 	return plan, nil
 }
 
-func (m *Manager) replayNamed(ctx context.Context, s ReplaySettings) ([]Replay, error) {
+// errNotOwn is a command that this publisher has not signed.
+var errNotOwn = errors.New("its command is not signed with this publisher's key")
+
+// ownCommands returns what tells this publisher's own commands, nil where it signs none.
+func (m *Manager) ownCommands() (*secret.Verifier, error) {
+	signer, err := secret.LoadSigner(m.keys)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, &Error{Class: Usage, Err: err}
+	}
+	return secret.NewVerifier(0, signer.Public())
+}
+
+// checkOwn refuses to replay what somebody else has put into the stream: a replay is signed. Of a command
+// that passes, the record holds what was signed.
+func (m *Manager) checkOwn(ctx context.Context, r *record, own *secret.Verifier) error {
+	if own == nil {
+		return nil
+	}
+	data, signature, err := m.bus.SignedCommand(ctx, r.Zone, r.Host, r.JobID)
+	if err != nil {
+		return err
+	}
+	if err := own.Verify(r.key(), signature, data); err != nil {
+		return &Error{
+			Class: Usage, Err: fmt.Errorf("job %s cannot be replayed: %w (%w)", r.JobID, errNotOwn, err),
+			Hint: "Look at it (publisher job " + r.JobID + "), and publish what you want of it yourself.",
+		}
+	}
+	r.cmd, _, err = messages.Decode(data)
+	return err
+}
+
+func (m *Manager) replayNamed(ctx context.Context, s ReplaySettings, own *secret.Verifier) ([]Replay, error) {
 	ids := slices.Compact(slices.Sorted(slices.Values(s.Jobs)))
 	for _, id := range ids {
 		if err := messages.CheckID("job id", id); err != nil {
@@ -83,6 +134,9 @@ func (m *Manager) replayNamed(ctx context.Context, s ReplaySettings) ([]Replay, 
 	for i, id := range ids {
 		if records[i], err = h.one(id); err == nil {
 			err = records[i].replayable()
+		}
+		if err == nil {
+			err = m.checkOwn(ctx, records[i], own)
 		}
 		if err != nil {
 			return nil, err

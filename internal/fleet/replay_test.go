@@ -15,6 +15,7 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"github.com/nasfleet/nasfleet/internal/fleet/fleettest"
+	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -224,6 +225,50 @@ func TestReplayByHand(t *testing.T) {
 	if p := plan(t, m, ReplaySettings{Failed: true}); published(p) != nil {
 		t.Errorf("%+v", p)
 	}
+}
+
+// TestReplaySignsNothingForeign: a replay is signed, so what somebody else put into the stream is not replayed.
+func TestReplaySignsNothingForeign(t *testing.T) {
+	m, f, _ := start(t)
+	signer, err := secret.LoadOrCreateSigner(m.keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jobs := map[string]*Job{"own": take(t, "z9", "h9", "own"), "foreign": take(t, "z9", "h9", "foreign")}
+	if err := f.Bus.EnsureZone(t.Context(), "z9"); err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(f.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	for name, j := range jobs {
+		msg := nats.NewMsg(messages.JobSubject(j.Zone, j.Host, j.ID()))
+		if msg.Data, err = messages.Encode(j.Command); err != nil {
+			t.Fatal(err)
+		}
+		signature, err := signer.Sign(msg.Subject, msg.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "own" {
+			msg.Header.Set(messages.SignatureHeader, signature)
+		}
+		if _, err := nc.RequestMsg(msg, 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		event(t, f, j, messages.KindFailed, messages.CodeMountFailed)
+	}
+	for _, r := range plan(t, m, ReplaySettings{Failed: true}) {
+		if (r.Job != nil) != (r.Old.VM == "own") {
+			t.Errorf("%s: replayed %v, left out because %q", r.Old.VM, r.Job != nil, r.LeftOut)
+		}
+	}
+	if _, err := m.PlanReplay(t.Context(), ReplaySettings{Jobs: []string{jobs["foreign"].ID()}}); ClassOf(err) != Usage || !errors.Is(err, errNotOwn) {
+		t.Errorf("%v", err)
+	}
+	plan(t, m, ReplaySettings{Jobs: []string{jobs["own"].ID()}})
 }
 
 func TestReplayRefusals(t *testing.T) {
