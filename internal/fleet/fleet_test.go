@@ -324,3 +324,20 @@ func TestFilterIsAsNarrowAsCanBe(t *testing.T) {
 		}
 	}
 }
+
+// TestOnlyItsHostEndsAJob: what another host says of a job of that id is not about ours.
+func TestOnlyItsHostEndsAJob(t *testing.T) {
+	job := take(t, "z1", "h1", "web1")
+	r := newRun([]*Job{job}, &journal{})
+	r.sent(0, false, nil)
+	ended := messages.Event{Kind: messages.KindSucceeded, JobID: job.ID(), Zone: "z1", Host: "h2"}
+	r.event(ended)
+	if r.results[0].Final != nil || r.done.Err() != nil {
+		t.Error("another host has ended the job")
+	}
+	ended.Host = "h1"
+	r.event(ended)
+	if r.results[0].Final == nil || r.done.Err() == nil {
+		t.Error("its host has not ended the job")
+	}
+}

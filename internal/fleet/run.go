@@ -201,7 +201,7 @@ func (r *run) sent(i int, duplicate bool, err error) {
 func (r *run) event(e messages.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	i, ok := r.index[e.JobID]
+	i, ok := r.find(e.Zone, e.Host, e.JobID)
 	if !ok || r.states[i].over() {
 		return
 	}
@@ -216,11 +216,21 @@ func (r *run) event(e messages.Event) {
 func (r *run) progress(p messages.Progress) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	i, ok := r.index[p.JobID]
+	i, ok := r.find(p.Zone, p.Host, p.JobID)
 	if !ok || r.states[i].over() || len(r.results) > 1 {
 		return
 	}
 	r.o.Progress(r.results[i].Job, p)
+}
+
+// find returns the index of a job. Another host may have one of the same id, or say so.
+func (r *run) find(zone, host, id string) (int, bool) {
+	i, ok := r.index[id]
+	if !ok {
+		return 0, false
+	}
+	j := r.results[i].Job
+	return i, j.Zone == zone && j.Host == host
 }
 
 func (r *run) move(i int, to state) {
