@@ -35,7 +35,8 @@ type Commands struct {
 
 // Commands opens the queue of a host. It only checks the names: the durable consumer is looked
 // for, and created where it is missing and that is allowed, by Next, which waits for a server, a
-// stream or a queue that is not there yet; see EnsureQueues. A consumer that exists keeps its settings. The caller must Stop it.
+// stream or a queue that is not there yet; see EnsureQueues. A consumer that exists keeps its
+// settings. The caller must Stop it.
 //
 // A new consumer, and one that was deleted and is created again, delivers everything that the
 // stream keeps, done or not. FinalEvent tells what is done.
