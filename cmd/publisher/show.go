@@ -13,6 +13,8 @@ import (
 type showCmd struct {
 	ID     string `arg:"" optional:"" name:"id" help:"The backup's id, as ls prints it."`
 	Backup string `help:"The same, as a flag." placeholder:"ID"`
+	Zone   string `help:"Where several hosts have entered it: that of this zone." placeholder:"ZONE"`
+	Host   string `help:"Where several hosts have entered it: that of this host." placeholder:"HOST"`
 	JSON   bool   `name:"json" help:"Print a JSON object."`
 }
 
@@ -22,7 +24,7 @@ func (c *showCmd) Run(ctx context.Context, a *app) error {
 		id = c.Backup
 	}
 	return a.with(ctx, func(m *fleet.Manager) error {
-		entry, err := m.Backup(ctx, id)
+		entry, err := m.Backup(ctx, id, c.Zone, c.Host)
 		if err != nil {
 			return err
 		}

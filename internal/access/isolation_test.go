@@ -118,7 +118,7 @@ func TestHostWorks(t *testing.T) {
 				seen["progress"] = true
 			}
 		}
-		if e, err := f.publish.Backup(ctx, job); err != nil || e.Host != "a" {
+		if e, err := f.publish.Backup(ctx, job); err != nil || len(e) != 1 || e[0].Host != "a" {
 			t.Errorf("the catalog: %+v, %v", e, err)
 		}
 		if h, err := f.publish.Host(ctx, zone, "a"); err != nil || h.Host != "a" {

@@ -53,20 +53,17 @@ func (b *Bus) Backups(ctx context.Context, f CatalogFilter) ([]messages.CatalogE
 	return b.backups(ctx, messages.CatalogKey(orAny(f.Zone), orAny(f.Host), "*"), f.VM)
 }
 
-// Backup returns one backup, or ErrNotFound. Where several hosts see the repository it lies on,
-// the first by zone and host is returned.
-func (b *Bus) Backup(ctx context.Context, id string) (messages.CatalogEntry, error) {
+// Backup returns the entries of one backup, or ErrNotFound. There is one, that of the host that took
+// it, unless another host has entered a backup of that id too.
+func (b *Bus) Backup(ctx context.Context, id string) ([]messages.CatalogEntry, error) {
 	if err := messages.CheckID("backup id", id); err != nil {
-		return messages.CatalogEntry{}, err
+		return nil, err
 	}
 	found, err := b.backups(ctx, messages.CatalogKey("*", "*", id), "")
-	if err != nil {
-		return messages.CatalogEntry{}, err
+	if err == nil && len(found) == 0 {
+		err = fmt.Errorf("backup %s: %w", id, ErrNotFound)
 	}
-	if len(found) == 0 {
-		return messages.CatalogEntry{}, fmt.Errorf("backup %s: %w", id, ErrNotFound)
-	}
-	return found[0], nil
+	return found, err
 }
 
 func (b *Bus) backups(ctx context.Context, filter, vm string) ([]messages.CatalogEntry, error) {

@@ -113,7 +113,7 @@ func TestCatalog(t *testing.T) {
 			}
 		})
 	}
-	if e, err := b.Backup(ctx, second.ID); err != nil || e.Host != "host-1" {
+	if e, err := b.Backup(ctx, second.ID); err != nil || len(e) != 1 || e[0].Host != "host-1" {
 		t.Error(e, err)
 	}
 	for range 2 { // the second time there is nothing to remove

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/nasfleet/nasfleet/internal/bus"
 	"github.com/nasfleet/nasfleet/messages"
@@ -28,19 +29,37 @@ func (m *Manager) Backups(ctx context.Context, f CatalogFilter) ([]messages.Cata
 	return append([]messages.CatalogEntry{}, list...), nil // never null in JSON
 }
 
-// Backup returns one backup of the catalog.
-func (m *Manager) Backup(ctx context.Context, id string) (messages.CatalogEntry, error) {
+// Backup returns one backup of the catalog. Where several hosts have entered one of that id, zone
+// and host have to say which: a host may claim what is another's, and passphrases are sealed for the
+// host that is chosen here. Where there is one entry they say nothing.
+func (m *Manager) Backup(ctx context.Context, id, zone, host string) (messages.CatalogEntry, error) {
 	if err := messages.CheckID("backup id", id); err != nil {
 		return messages.CatalogEntry{}, refused(err)
 	}
-	entry, err := m.bus.Backup(ctx, id)
+	entries, err := m.bus.Backup(ctx, id)
 	if errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrNoStream) {
-		return entry, &Error{
+		return messages.CatalogEntry{}, &Error{
 			Class: NotFound, Err: fmt.Errorf("backup %s is not in the catalog", id),
 			Hint: "publisher ls lists what there is; ls --refresh reads a repository again.",
 		}
 	}
-	return entry, err
+	if err != nil {
+		return messages.CatalogEntry{}, err
+	}
+	if len(entries) == 1 {
+		return entries[0], nil
+	}
+	var claims []string
+	for _, e := range entries {
+		if e.Host == host && (zone == "" || e.Zone == zone) {
+			return e, nil
+		}
+		claims = append(claims, e.Zone+"/"+e.Host)
+	}
+	return messages.CatalogEntry{}, &Error{
+		Class: Usage, Err: fmt.Errorf("backup %s is in the catalog of several hosts: %s", id, strings.Join(claims, ", ")),
+		Hint: "One host took it (publisher ls --json shows each entry). Name that one with --zone and --host.",
+	}
 }
 
 // RefreshSettings say which repository is read again, and by which host.

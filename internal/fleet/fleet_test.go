@@ -263,6 +263,29 @@ func TestRestoreTakesItsPlaceFromTheCatalog(t *testing.T) {
 	}
 }
 
+// A host that enters a backup which another one took gets no job by it, and no passphrase.
+func TestABackupThatTwoHostsClaim(t *testing.T) {
+	m, f, _ := start(t)
+	cmd := &messages.TakeBackup{Header: messages.Header{JobID: "01JD0000000000000000000001"}, VM: "web", Repository: messages.Repository{Type: "dir", Address: "/r"}}
+	for _, host := range []string{"h1", "h2"} {
+		if err := f.Bus.PutBackup(t.Context(), fleettest.Entry(cmd, "z2", host)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		host string
+		want Class
+	}{{"", Usage}, {"h3", Usage}, {"h2", 0}} {
+		job, err := m.VerifyJob(t.Context(), BackupSettings{Backup: cmd.JobID, Host: c.host}, ReadSettings{}, passphrases())
+		switch {
+		case c.want == 0 && (err != nil || job.Host != c.host || job.Zone != "z2"):
+			t.Errorf("named by its host: %+v, %v", job, err)
+		case c.want != 0 && (ClassOf(err) != c.want || !strings.Contains(err.Error(), "z2/h1, z2/h2")):
+			t.Errorf("host %q: %v", c.host, err)
+		}
+	}
+}
+
 func TestWatchOneJobEndsWithIt(t *testing.T) {
 	m, _, _ := start(t)
 	job := take(t, "z2", "h2", "bad")

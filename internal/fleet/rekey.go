@@ -20,7 +20,7 @@ type RekeySettings struct {
 // current one of the backup's zone, with the zone's recovery passphrase beside it. What opened the
 // backup before no longer does.
 func (m *Manager) RekeyJob(ctx context.Context, s RekeySettings, r *Passphrases) (*Job, error) {
-	entry, err := m.Backup(ctx, s.Backup)
+	entry, err := m.Backup(ctx, s.Backup, s.Zone, s.Host)
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func (m *Manager) RestoreJob(ctx context.Context, s RestoreSettings, r *Passphra
 	if (s.To == "") == (s.ToVM == "") {
 		return nil, usagef("exactly one of --to and --to-vm is needed")
 	}
-	entry, err := m.Backup(ctx, s.Backup)
+	entry, err := m.Backup(ctx, s.Backup, s.Zone, s.Host)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (m *Manager) RestoreJob(ctx context.Context, s RestoreSettings, r *Passphra
 
 // VerifyJob makes the job that reads a stored backup back and compares it with its digests.
 func (m *Manager) VerifyJob(ctx context.Context, b BackupSettings, s ReadSettings, r *Passphrases) (*Job, error) {
-	entry, err := m.Backup(ctx, b.Backup)
+	entry, err := m.Backup(ctx, b.Backup, b.Zone, b.Host)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func (m *Manager) VerifyJob(ctx context.Context, b BackupSettings, s ReadSetting
 
 // DeleteJob makes the job that deletes a stored backup; with cascade, what needs it as well.
 func (m *Manager) DeleteJob(ctx context.Context, b BackupSettings, cascade bool) (*Job, error) {
-	entry, err := m.Backup(ctx, b.Backup)
+	entry, err := m.Backup(ctx, b.Backup, b.Zone, b.Host)
 	if err != nil {
 		return nil, err
 	}

@@ -109,7 +109,9 @@ func (h *answerer) do(cmd messages.Command, attempt int) error {
 		fill = func(e *messages.Event) { e.BackupID = c.Backup.ID }
 	case *messages.RekeyBackup:
 		var entry messages.CatalogEntry
-		if entry, err = h.f.Bus.Backup(h.f.ctx, c.Backup.ID); err == nil {
+		var found []messages.CatalogEntry
+		if found, err = h.f.Bus.Backup(h.f.ctx, c.Backup.ID); err == nil {
+			entry = found[0]
 			entry.Revision, entry.RecoveryRevision = c.Details.Revision, c.Details.RecoveryRevision
 			err = h.f.Bus.PutBackup(h.f.ctx, entry)
 		}
