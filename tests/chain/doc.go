@@ -1,0 +1,11 @@
+// Package chain is the property test of backup chains: random steps on one running VM (guest writes, discards,
+// resizes, restarts, backups of every mode, failed and cancelled ones, deletes and prunes) beside a model that
+// keeps each disk's bytes now and at the moment of each backup. Whatever the steps were, every backup that
+// exists restores to the bytes of its moment, and nothing else is left. It runs the real programs against
+// libvirtd and QEMU, and needs root and what `make deps` installs.
+//
+// `go test` runs a hundred steps, `make soak` thousands. These environment variables change it:
+//
+//	NASFLEET_CHAIN_STEPS  how many steps; 100 is the default
+//	NASFLEET_CHAIN_SEED   the seed of what is chosen at random; each run prints its own
+package chain
