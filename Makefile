@@ -22,8 +22,9 @@ demo: deps-demo build ## back up, encrypt, verify and restore a real disk image 
 test: deps ## run every test, unit and integration, against the real parts (root)
 	go test -tags $(TAGS) -timeout 30m -count=1 ./...
 
-soak: deps ## 500 jobs on two hosts while everything around them fails at random
+soak: deps ## 500 jobs on two hosts while everything around them fails at random; 3000 random steps of a chain
 	NASFLEET_SOAK_JOBS=500 go test -tags $(TAGS) -timeout 120m -count=1 -v ./tests/soak
+	NASFLEET_CHAIN_STEPS=3000 go test -tags $(TAGS) -timeout 240m -count=1 -v ./tests/chain
 
 race: deps ## the same under the race detector
 	go test -race -tags $(TAGS) -timeout 45m -count=1 ./...

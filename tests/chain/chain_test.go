@@ -4,6 +4,7 @@ import (
 	crand "crypto/rand"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -170,23 +171,32 @@ func (r *run) discard() {
 	r.disks[disk].fill(offset, length, 0)
 }
 
-// resize makes a disk larger by any number of sectors, or smaller by clusters. One time in two the size is
-// the one that it had in the backup that the next would continue.
+// resize gives a disk another size, and one time in two the one back that it had in the backup that the next
+// would continue.
 func (r *run) resize() {
 	r.t.Helper()
 	disk := []string{"vda", "vdb"}[r.rnd.IntN(2)]
-	was := r.disks[disk]
-	size := was.size + 512*(1+r.rnd.Int64N(4*lab.MiB/512))
-	if was.size > 20*lab.MiB || was.size > 12*lab.MiB && r.rnd.IntN(2) == 0 {
-		size = (was.size - 1 - r.rnd.Int64N(4*lab.MiB)) / clusterSize * clusterSize
-	}
+	r.resizeTo(disk, r.anySize(disk))
 	if tip := r.find(r.tip); tip != nil && r.rnd.IntN(2) == 0 {
-		if s := tip.disks[disk].size; s > was.size || s%clusterSize == 0 {
-			size = s
+		if size := tip.disks[disk].size; size > r.disks[disk].size || size%clusterSize == 0 {
+			r.resizeTo(disk, size)
 		}
 	}
+}
+
+// anySize is larger than a disk by any number of sectors, or smaller and whole clusters.
+func (r *run) anySize(disk string) int64 {
+	was := r.disks[disk].size
+	if was > 20*lab.MiB || was > 12*lab.MiB && r.rnd.IntN(2) == 0 {
+		return (was - 1 - r.rnd.Int64N(4*lab.MiB)) / clusterSize * clusterSize
+	}
+	return was + 512*(1+r.rnd.Int64N(4*lab.MiB/512))
+}
+
+func (r *run) resizeTo(disk string, size int64) {
+	r.t.Helper()
 	r.libvirt.Virsh(r.t, "blockresize", vmName, disk, fmt.Sprint(size, "B"))
-	r.disks[disk] = was.resize(size)
+	r.disks[disk] = r.disks[disk].resize(size)
 }
 
 // restart pulls the plug. QEMU is left the time that it needs to end: it stores its bitmaps then.
@@ -211,7 +221,10 @@ type taking struct {
 func (r *run) choose() taking {
 	// Mostly as the chain is: it would be a short one otherwise.
 	k := taking{
-		mode:      []messages.Mode{messages.ModeIncremental, messages.ModeIncremental, messages.ModeAuto, messages.ModeAuto, messages.ModeFull, ""}[r.rnd.IntN(6)],
+		mode: []messages.Mode{
+			messages.ModeIncremental, messages.ModeIncremental, messages.ModeIncremental, messages.ModeAuto, messages.ModeAuto,
+			messages.ModeAuto, messages.ModeAuto, messages.ModeFull, "",
+		}[r.rnd.IntN(9)],
 		encrypted: r.rnd.IntN(2) == 0,
 	}
 	tip := r.find(r.tip)
@@ -302,11 +315,7 @@ func (r *run) backupWithoutSpace() {
 	r.t.Helper()
 	r.writeUpTo(4 * lab.MiB)
 	filler := filepath.Join(r.nas, "filler")
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(r.nas, &fs); err != nil {
-		r.t.Fatal(err)
-	}
-	lab.Run(r.t, "fallocate", "--length", fmt.Sprint(int64(fs.Bfree)*fs.Bsize-noSpace), filler)
+	r.fillNAS(filler)
 	k := r.choose()
 	ev, err := r.host.job(k.args...)
 	if err := os.Remove(filler); err != nil {
@@ -316,6 +325,34 @@ func (r *run) backupWithoutSpace() {
 		r.t.Fatal(err)
 	}
 	r.took(k, ev, true)
+}
+
+// fillNAS makes a file that leaves noSpace.
+func (r *run) fillNAS(path string) {
+	r.t.Helper()
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(r.nas, &fs); err != nil {
+		r.t.Fatal(err)
+	}
+	// The file system keeps some for itself: the rest is written until it is full.
+	size := int64(fs.Bfree)*fs.Bsize - 64*lab.MiB
+	lab.Run(r.t, "fallocate", "--length", fmt.Sprint(size), path)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for block := make([]byte, 64<<10); err == nil; {
+		var n int
+		n, err = f.Write(block)
+		size += int64(n)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		r.t.Fatal(err)
+	}
+	if err := f.Truncate(size - noSpace); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 // backupOutOfTime takes a backup that is slower than its time.
