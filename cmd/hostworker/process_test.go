@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,7 +27,7 @@ const (
 type node struct {
 	dir   string
 	cmd   *osexec.Cmd
-	log   *logBuffer
+	log   *lab.Output
 	ended chan struct{}
 	err   error // set before ended is closed
 }
@@ -36,7 +35,7 @@ type node struct {
 // startNode starts hostworker run with folders below dir. The test's end kills what still runs.
 func startNode(t *testing.T, dir string, args ...string) *node {
 	t.Helper()
-	n := &node{dir: dir, log: &logBuffer{}, ended: make(chan struct{})}
+	n := &node{dir: dir, log: &lab.Output{}, ended: make(chan struct{})}
 	n.cmd = program(t, nil, append(nodeArgs(dir), args...)...)
 	n.start(t)
 	return n
@@ -185,22 +184,4 @@ func mountsBelow(t *testing.T, pid int, dir string) bool {
 		t.Fatal(err)
 	}
 	return strings.Contains(string(data), " "+dir+"/")
-}
-
-// logBuffer keeps a process's output while it runs.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf strings.Builder
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }

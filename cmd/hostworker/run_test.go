@@ -315,7 +315,7 @@ func TestWithoutRights(t *testing.T) {
 	b := connect(t, server.ClientURL())
 	dir := lab.Dir(t)
 
-	n := &node{dir: dir, log: &logBuffer{}, ended: make(chan struct{})}
+	n := &node{dir: dir, log: &lab.Output{}, ended: make(chan struct{})}
 	n.cmd = program(t, nil, append(nodeArgs(filepath.Join(dir, "denied")), "--nats", server.ClientURL())...)
 	asNobody(t, n.cmd, dir)
 	n.start(t)
@@ -330,7 +330,7 @@ func TestWithoutRights(t *testing.T) {
 	if err := os.Chmod(home, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	n = &node{dir: home, log: &logBuffer{}, ended: make(chan struct{})}
+	n = &node{dir: home, log: &lab.Output{}, ended: make(chan struct{})}
 	n.cmd = program(t, nil, append(nodeArgs(home), "--nats", server.ClientURL())...)
 	asNobody(t, n.cmd, dir)
 	n.start(t)

@@ -13,12 +13,13 @@ import (
 
 	"github.com/nasfleet/nasfleet/internal/exec"
 	"github.com/nasfleet/nasfleet/internal/worker"
+	"github.com/nasfleet/nasfleet/tests/lab"
 )
 
 func TestAwait(t *testing.T) {
 	absent, broken := errors.New("absent"), errors.New("broken")
 	isAbsent := func(err error) bool { return errors.Is(err, absent) }
-	var log logBuffer
+	var log lab.Output
 	s := newStartup(nil, zerolog.New(&log))
 
 	tries := 0

@@ -61,7 +61,7 @@ func (m *manager) until(t *testing.T, prefix string) []string {
 // start starts a worker that systemd looks after.
 func (m *manager) start(t *testing.T, dir string, args ...string) *node {
 	t.Helper()
-	n := &node{dir: dir, log: &logBuffer{}, ended: make(chan struct{})}
+	n := &node{dir: dir, log: &lab.Output{}, ended: make(chan struct{})}
 	n.cmd = program(t, []string{"NOTIFY_SOCKET=" + m.path, "WATCHDOG_USEC=20000000"}, append(nodeArgs(dir), args...)...)
 	n.start(t)
 	return n
@@ -132,7 +132,7 @@ func TestWithoutSystemd(t *testing.T) {
 	if err := os.Unsetenv("NOTIFY_SOCKET"); err != nil {
 		t.Fatal(err)
 	}
-	var log logBuffer
+	var log lab.Output
 	s := newSupervisor(1, zerolog.New(&log))
 	s.waits("NATS")
 	s.follow(t.Context(), func(context.Context) ([]string, error) { return nil, nil })()

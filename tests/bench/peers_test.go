@@ -172,7 +172,7 @@ func measured(b *testing.B, memory map[string]int64, name string, args ...string
 func try(b *testing.B, memory map[string]int64, name string, args ...string) error {
 	b.Helper()
 	cmd := exec.Command(lab.Tool(b, name), args...)
-	output := &logBuffer{}
+	output := &lab.Output{}
 	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Start(); err != nil {
 		return err

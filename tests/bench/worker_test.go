@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -52,7 +51,7 @@ func startWorker(b *testing.B, programs, libvirt string) *worker {
 		"--run-dir", filepath.Join(dir, "run"), "--state-dir", filepath.Join(dir, "state"),
 		"--scratch", filepath.Join(dir, "scratch"), "--scratch-reserve", "16")
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	log := &logBuffer{}
+	log := &lab.Output{}
 	w.cmd.Stderr = log
 	if err := w.cmd.Start(); err != nil {
 		b.Fatal(err)
@@ -142,22 +141,4 @@ func imageOptions(path string, luks bool) string {
 		return "driver=qcow2,file.driver=luks,file.key-secret=pass,file.file.driver=file,file.file.filename=" + path
 	}
 	return fmt.Sprintf("driver=qcow2,file.driver=file,file.filename=%s", path)
-}
-
-// logBuffer keeps a process's output while it runs.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }

@@ -29,21 +29,7 @@ const patience = 3 * time.Minute
 var binDir string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "nfbin")
-		if err != nil {
-			panic(err)
-		}
-		defer func() { _ = os.RemoveAll(dir) }()
-		binDir = dir
-		build := exec.Command("go", "build", "-tags", "libvirt_dlopen", "-o", binDir, "../../cmd/publisher", "../../cmd/hostworker")
-		build.Stdout, build.Stderr = os.Stderr, os.Stderr
-		if err := build.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "build the programs:", err)
-			return 1
-		}
-		return m.Run()
-	}())
+	os.Exit(lab.Main(m, &binDir, lab.Program{Name: "publisher"}, lab.Program{Name: "hostworker"}))
 }
 
 // host is a hostworker with a NATS server of its own.

@@ -29,7 +29,7 @@ type guarded struct {
 // guardedHost is a running hostworker.
 type guardedHost struct {
 	cmd   *exec.Cmd
-	log   *logBuffer
+	log   *lab.Output
 	ended chan error
 }
 
@@ -89,7 +89,7 @@ func (g *guarded) start(t *testing.T, users, host, publisherKey string) {
 	if users == "nkey" {
 		flag = "--nkey"
 	}
-	h := &guardedHost{log: &logBuffer{}, ended: make(chan error, 1)}
+	h := &guardedHost{log: &lab.Output{}, ended: make(chan error, 1)}
 	h.cmd = exec.Command(filepath.Join(binDir, "hostworker"), "--log-level", "debug", "run", "--zone", zone, "--host", host,
 		"--nats", g.url, "--ca", g.path("nats", "ca.pem"), flag, g.path(host+".creds"), "--publisher-key", publisherKey,
 		"--libvirt", "none", "--run-dir", g.path(host, "run"), "--state-dir", g.path(host, "state"),
@@ -108,7 +108,7 @@ func (g *guarded) start(t *testing.T, users, host, publisherKey string) {
 		}
 		lab.NoLeftovers(t, g.path(host, "run"))
 		if t.Failed() {
-			t.Logf("the log of %s:\n%s", host, h.log.tail(40))
+			t.Logf("the log of %s:\n%s", host, h.log.Tail(40))
 		}
 	})
 	lab.Eventually(t, host+" announces itself", func() bool {
@@ -283,7 +283,7 @@ func (g *guarded) revoke(t *testing.T, users string) {
 	}
 	g.ok(t, nil, args...)
 	lab.Eventually(t, "h1 is cut off", func() bool {
-		return strings.Contains(strings.ToLower(g.hosts["h1"].log.tail(20)), "authorization violation") ||
+		return strings.Contains(strings.ToLower(g.hosts["h1"].log.Tail(20)), "authorization violation") ||
 			strings.Contains(strings.ToLower(g.hosts["h1"].log.String()), "revoked")
 	})
 }

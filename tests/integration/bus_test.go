@@ -58,7 +58,7 @@ func (w *world) publishRaw(t *testing.T, job string, data []byte) messages.Event
 	for {
 		u, err := watch.Next(ctx)
 		if err != nil {
-			t.Fatalf("no final event of job %s: %v\n%s", job, err, w.log.tail(20))
+			t.Fatalf("no final event of job %s: %v\n%s", job, err, w.log.Tail(20))
 		}
 		if u.Event != nil && u.Event.Kind.Final() {
 			return *u.Event
@@ -79,7 +79,7 @@ func (w *world) awaitFinal(t *testing.T, job string) messages.Event {
 	for {
 		u, err := watch.Next(ctx)
 		if err != nil {
-			t.Fatalf("no final event of job %s: %v\n%s", job, err, w.log.tail(20))
+			t.Fatalf("no final event of job %s: %v\n%s", job, err, w.log.Tail(20))
 		}
 		if u.Event != nil && u.Event.Kind.Final() {
 			return *u.Event

@@ -92,7 +92,7 @@ func (x *lossy) awaitFailed(t *testing.T, job string, want messages.Code) messag
 	t.Helper()
 	ev := x.awaitFinal(t, job)
 	if ev.Kind != messages.KindFailed || ev.Error == nil || ev.Error.Code != want {
-		t.Fatalf("want %s: %s\n%s", want, asJSON(ev), x.log.tail(30))
+		t.Fatalf("want %s: %s\n%s", want, asJSON(ev), x.log.Tail(30))
 	}
 	x.unharmed(t)
 	return ev
@@ -208,7 +208,7 @@ func (w *world) awaitRetrying(t *testing.T, job string, want messages.Code) {
 	for got == nil {
 		u, err := watch.Next(ctx)
 		if err != nil {
-			t.Fatalf("the attempt does not end: %v\n%s", err, w.log.tail(30))
+			t.Fatalf("the attempt does not end: %v\n%s", err, w.log.Tail(30))
 		}
 		if u.Event != nil && (u.Event.Kind == messages.KindRetrying || u.Event.Kind.Final()) {
 			got = u.Event

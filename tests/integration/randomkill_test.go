@@ -156,7 +156,7 @@ func (k *randomKills) finish(t *testing.T) {
 	for _, what := range []string{"the jobs have ended", "the last restores have ended"} {
 		for deadline := time.Now().Add(3 * time.Minute); len(k.pending) > 0; k.collect(t) {
 			if time.Now().After(deadline) {
-				t.Fatalf("%d jobs have not ended; not seen: %s\n%s", len(k.pending), what, k.log.tail(40))
+				t.Fatalf("%d jobs have not ended; not seen: %s\n%s", len(k.pending), what, k.log.Tail(40))
 			}
 			time.Sleep(50 * time.Millisecond)
 		}

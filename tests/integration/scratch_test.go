@@ -139,7 +139,7 @@ func TestScratchFull(t *testing.T) {
 	}
 	g.goesOn(t)
 	s.empty(t)
-	t.Log(s.log.about("is ended"))
+	t.Log(s.log.About("is ended"))
 	if n := g.written(); n < 16 {
 		t.Errorf("the guest had written %d MiB only", n)
 	}

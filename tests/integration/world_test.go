@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -27,26 +26,7 @@ const (
 var binDir string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "nfbin")
-		if err != nil {
-			panic(err)
-		}
-		defer func() { _ = os.RemoveAll(dir) }()
-		binDir = dir
-		if err := errors.Join(build("publisher"), build("hostworker", buildFlags...)); err != nil {
-			fmt.Fprintln(os.Stderr, "build the programs:", err)
-			return 1
-		}
-		return m.Run()
-	}())
-}
-
-func build(program string, flags ...string) error {
-	args := append([]string{"build", "-tags", "libvirt_dlopen", "-o", binDir}, flags...)
-	cmd := exec.Command("go", append(args, "../../cmd/"+program)...)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	return cmd.Run()
+	os.Exit(lab.Main(m, &binDir, lab.Program{Name: "publisher"}, lab.Program{Name: "hostworker", Race: true}))
 }
 
 // world is one hostworker with an embedded NATS server, and all its folders.
@@ -65,7 +45,7 @@ type world struct {
 	state  string
 	worker *exec.Cmd
 	args   []string
-	log    *logBuffer
+	log    *lab.Output
 	ended  chan error
 }
 
@@ -94,7 +74,7 @@ func (w *world) begin(t *testing.T) {
 		lab.NoLeftovers(t, filepath.Join(w.dir, "run"))
 		lab.NoLeftovers(t, w.nas)
 		if t.Failed() {
-			t.Logf("the worker's log:\n%s", w.log.tail(60))
+			t.Logf("the worker's log:\n%s", w.log.Tail(60))
 		}
 	})
 }
@@ -137,7 +117,7 @@ func (w *world) launch(t *testing.T) {
 	}
 	w.worker = exec.Command(filepath.Join(binDir, "hostworker"), args...)
 	w.worker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	w.log = &logBuffer{}
+	w.log = &lab.Output{}
 	w.worker.Stderr = w.log
 	if err := w.worker.Start(); err != nil {
 		t.Fatal(err)
@@ -148,7 +128,7 @@ func (w *world) launch(t *testing.T) {
 	lab.Eventually(t, "the worker is ready", func() bool {
 		select {
 		case err := <-w.ended:
-			t.Fatalf("the worker ended: %v\n%s", err, w.log.tail(20))
+			t.Fatalf("the worker ended: %v\n%s", err, w.log.Tail(20))
 		default:
 		}
 		if w.nats == "" {
@@ -292,38 +272,4 @@ func asJSON(v any) string {
 		return err.Error()
 	}
 	return string(data)
-}
-
-// logBuffer keeps a process's output while it runs.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func (l *logBuffer) tail(lines int) string {
-	all := strings.Split(strings.TrimSpace(l.String()), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
-}
-
-// about returns the lines that hold the text.
-func (l *logBuffer) about(text string) string {
-	var found []string
-	for line := range strings.Lines(l.String()) {
-		if strings.Contains(line, text) {
-			found = append(found, line)
-		}
-	}
-	return strings.Join(found, "")
 }

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,7 +32,7 @@ type host struct {
 	sources           []*source
 
 	worker *exec.Cmd
-	log    *logBuffer
+	log    *lab.Output
 	ended  chan error
 }
 
@@ -62,7 +61,7 @@ func newHost(t *testing.T, name, natsAddress string) *host {
 		h.stop(t)
 		lab.NoLeftovers(t, filepath.Join(h.dir, "run"))
 		if t.Failed() {
-			t.Logf("%s's log:\n%s", h.name, h.log.tail(80))
+			t.Logf("%s's log:\n%s", h.name, h.log.Tail(80))
 		}
 	})
 	return h
@@ -135,7 +134,7 @@ func (h *host) start(t *testing.T) {
 		"--scratch", h.scratch, "--scratch-reserve", strconv.Itoa(scratchReserve),
 		"--ack-wait", "2s", "--retry-delay", "50ms", "--grace", "300ms", "--mount-timeout", "10s", "--luks-iter-time", "10ms")
 	h.worker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	h.log = &logBuffer{}
+	h.log = &lab.Output{}
 	h.worker.Stderr = h.log
 	if err := h.worker.Start(); err != nil {
 		t.Fatal(err)
@@ -145,7 +144,7 @@ func (h *host) start(t *testing.T) {
 	lab.Eventually(t, h.name+" is ready", func() bool {
 		select {
 		case err := <-h.ended:
-			t.Fatalf("%s ended: %v\n%s", h.name, err, h.log.tail(20))
+			t.Fatalf("%s ended: %v\n%s", h.name, err, h.log.Tail(20))
 		default:
 		}
 		return strings.Contains(h.log.String(), `"message":"ready"`)
@@ -176,7 +175,7 @@ func (h *host) stop(t *testing.T) {
 			t.Errorf("%s ended with %v", h.name, err)
 		}
 	case <-time.After(2 * time.Minute):
-		t.Fatalf("%s does not end:\n%s", h.name, h.log.tail(40))
+		t.Fatalf("%s does not end:\n%s", h.name, h.log.Tail(40))
 	}
 }
 
@@ -242,27 +241,4 @@ func (h *host) metric(t *testing.T, name string) int {
 	}
 	t.Fatalf("no metric %s", name)
 	return 0
-}
-
-// logBuffer keeps a process's output while it runs.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func (l *logBuffer) tail(lines int) string {
-	all := strings.Split(strings.TrimSpace(l.String()), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }

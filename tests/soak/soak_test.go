@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -29,22 +28,7 @@ import (
 var binDir string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "nfbin")
-		if err != nil {
-			panic(err)
-		}
-		defer func() { _ = os.RemoveAll(dir) }()
-		binDir = dir
-		args := append([]string{"build", "-tags", "libvirt_dlopen", "-o", binDir}, buildFlags...)
-		build := exec.Command("go", append(args, "../../cmd/hostworker")...)
-		build.Stdout, build.Stderr = os.Stderr, os.Stderr
-		if err := build.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "build the worker:", err)
-			return 1
-		}
-		return m.Run()
-	}())
+	os.Exit(lab.Main(m, &binDir, lab.Program{Name: "hostworker", Race: true}))
 }
 
 // soak is a run.

@@ -1,5 +1,0 @@
-//go:build !race
-
-package soak
-
-var buildFlags []string
