@@ -125,12 +125,5 @@ func (b *Bus) controlMsg(zone, host string, req messages.ControlRequest) (*nats.
 	}
 	m := nats.NewMsg(messages.ControlSubject(zone, host))
 	m.Data = data
-	if b.cfg.Sign != nil {
-		signature, err := b.cfg.Sign(m.Subject, data)
-		if err != nil {
-			return nil, err
-		}
-		m.Header.Set(messages.SignatureHeader, signature)
-	}
-	return m, nil
+	return m, b.sign(m)
 }

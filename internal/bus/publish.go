@@ -166,14 +166,20 @@ func (b *Bus) commandMsg(o Outgoing) (*nats.Msg, error) {
 	m.Header.Set(jetstream.MsgIDHeader, job)
 	m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
 	m.Header.Set(jetstream.ExpectedStreamHeader, messages.JobStream(o.Zone))
-	if b.cfg.Sign != nil {
-		signature, err := b.cfg.Sign(m.Subject, data)
-		if err != nil {
-			return nil, err
-		}
-		m.Header.Set(messages.SignatureHeader, signature)
+	return m, b.sign(m)
+}
+
+// sign puts the publisher's signature on a message, where this connection has one.
+func (b *Bus) sign(m *nats.Msg) error {
+	if b.cfg.Sign == nil {
+		return nil
 	}
-	return m, nil
+	signature, err := b.cfg.Sign(m.Subject, m.Data)
+	if err != nil {
+		return err
+	}
+	m.Header.Set(messages.SignatureHeader, signature)
+	return nil
 }
 
 // errDuplicate is a message that its stream refused because it has it.

@@ -37,6 +37,10 @@ func (w *Worker) Control(ctx context.Context, req Request) messages.ControlReply
 	return messages.ControlReply{Version: messages.Version, JobID: req.JobID, Reply: reply, Error: messages.FailureOf(err)}
 }
 
+// requestAge is how long a signed request is good for. Unlike a command it waits for nobody, and who
+// has overheard one must not be able to send it again when it is no longer meant.
+const requestAge = 10 * time.Minute
+
 // verifyRequest holds a request against the publisher's key, as a command is.
 func (w *Worker) verifyRequest(req Request) error {
 	if w.cfg.Authority == nil {
@@ -45,7 +49,11 @@ func (w *Worker) verifyRequest(req Request) error {
 	if err := w.cfg.Authority.Verify(req.Subject, req.Signature, req.Data); err != nil {
 		return err
 	}
-	return w.cfg.Authority.VerifyTime(req.IssuedAt, time.Now())
+	now := time.Now()
+	if age := now.Sub(req.IssuedAt); age > requestAge {
+		return messages.Errorf(messages.CodeCommandExpired, "the request was made %v ago, and is good for %v", age.Round(time.Second), requestAge)
+	}
+	return w.cfg.Authority.VerifyTime(req.IssuedAt, now)
 }
 
 // errCancelled is why a cancelled job ends.
