@@ -26,7 +26,7 @@ soak: deps ## 500 jobs on two hosts while everything around them fails at random
 	NASFLEET_SOAK_JOBS=500 go test -tags $(TAGS) -timeout 120m -count=1 -v ./tests/soak
 	NASFLEET_CHAIN_STEPS=3000 go test -tags $(TAGS) -timeout 240m -count=1 -v ./tests/chain
 
-race: deps ## the same under the race detector
+race: deps ## run every test under the race detector
 	go test -race -tags $(TAGS) -timeout 45m -count=1 ./...
 
 test-ceph: deps-ceph ## back up RBD disks of a real one-node Ceph cluster (root)
@@ -40,7 +40,7 @@ lint: $(LINT) ## gofmt, go vet, golangci-lint
 fuzz: ## run each fuzz test for FUZZTIME
 	scripts/fuzz.sh $(FUZZTIME)
 
-bench: deps-bench build ## measure against the usual script, virtnbdbackup and nbdcopy
+bench: deps-bench build ## measure against other tools, and what a guest feels
 	scripts/bench.sh
 
 generate: ## write the JSON Schemas in docs/schema from the types
