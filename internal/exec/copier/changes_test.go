@@ -147,3 +147,22 @@ func TestChangesFail(t *testing.T) {
 		t.Error("something was written")
 	}
 }
+
+// Where the target's end is filled up, a last unit that has not changed stays as it is: zeroes there
+// would hide what the chain below holds.
+func TestChangesLeaveTheEnd(t *testing.T) {
+	const unit, size = 4 * clusterSize, 9 * clusterSize
+	src := &disk{data: bytes.Repeat([]byte{1}, size)}
+	dst := &disk{data: bytes.Repeat([]byte{2}, 3*unit), least: unit, unit: unit}
+	first := func(_ context.Context, off, length int64) ([]nbd.Extent, error) {
+		return []nbd.Extent{{Offset: 0, Length: 512, Flags: nbd.FlagDirty}, {Offset: 512, Length: size - 512}}, nil
+	}
+	stats, err := Copy(t.Context(), src, dst, Options{Unit: unit, Changes: first})
+	must(t, err)
+	if stats.WrittenBytes != unit || stats.ZeroBytes != 0 {
+		t.Errorf("%+v", stats)
+	}
+	if !bytes.Equal(dst.data[unit:], bytes.Repeat([]byte{2}, 2*unit)) {
+		t.Error("what has not changed was touched")
+	}
+}

@@ -201,7 +201,8 @@ func (j *job) write(ctx context.Context, b block, buf []byte, done *Stats) error
 	if !j.ZeroHoles {
 		return nil
 	}
-	for _, s := range b.spans(^b.data &^ b.lacks) {
+	// A unit that lacks does so to its end, which may lie beyond the source's.
+	for _, s := range b.spans(^b.data &^ b.lacks.grow(j.Unit)) {
 		if err := j.dst.WriteZeroes(ctx, b.off+s.start, s.end-s.start, nbd.MayPunch); err != nil {
 			return targetError(err, b.off+s.start)
 		}
