@@ -24,6 +24,7 @@ const (
 // The daemon's errors have no codes, only sentences. These are parts of QEMU's own.
 const (
 	sayWrongKey     = "Invalid password, cannot unlock any keyslot"
+	sayNoSlot       = "No keyslots match given (old) password for erase operation"
 	sayNoCPUUsage   = "Unable to get accurate CPU usage"
 	sayKeyNeeded    = "encrypt.key-secret"
 	sayLocked       = `Failed to get "` // … lock

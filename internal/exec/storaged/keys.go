@@ -1,6 +1,7 @@
 package storaged
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,26 @@ func (g *graph) addKey(ctx context.Context, node string, slot int, passphrase []
 	})
 }
 
+// makeRoom empties the key slots of some passphrases, but for that of b, and returns those that are left.
+func (g *graph) makeRoom(ctx context.Context, node string, b Backup, passphrases [][]byte) (active []int, err error) {
+	for _, p := range passphrases {
+		if bytes.Equal(p, b.Passphrase) {
+			continue
+		}
+		err := g.withSecret(ctx, p, func(secret string) error {
+			return g.amend(ctx, node, object{"state": "inactive", "old-secret": secret})
+		})
+		if err != nil && !says(err, sayNoSlot) {
+			return nil, err
+		}
+	}
+	header, err := ofFile(ctx, func() ([]byte, error) { return readHeader(b.Path) })
+	if err != nil {
+		return nil, err
+	}
+	return activeSlots(header), nil
+}
+
 // amend changes a key slot. QEMU calls the command experimental (x-): it has been what it is, and what
 // qemu-img amend uses, since 5.1.
 func (g *graph) amend(ctx context.Context, node string, change object) error {
@@ -46,14 +67,23 @@ func (g *graph) amend(ctx context.Context, node string, change object) error {
 
 // AddKeys gives further passphrases to a container that a passphrase opens, each a key slot of its own,
 // and returns the slots in their order. When it returns they are durable; after an error some of them
-// may open the container, and those that did still do. What is encrypted is not touched.
+// may open the container, and those that did still do, but for this: where the slots do not suffice, those
+// that hold what is to be added go first (attempts that were cut short have left them), never that of b.
+// What is encrypted is not touched.
 // A passphrase that opens nothing is CodeWrongPassphrase.
 func (d *Daemon) AddKeys(ctx context.Context, b Backup, passphrases ...[]byte) (slots []int, err error) {
-	err = d.changeKeys(ctx, b, func(ctx context.Context, g *graph, node string, active []int) error {
-		for _, p := range passphrases {
-			if err := checkPassphrase(p); err != nil {
+	for _, p := range passphrases {
+		if err := checkPassphrase(p); err != nil {
+			return nil, err
+		}
+	}
+	err = d.changeKeys(ctx, b, func(ctx context.Context, g *graph, node string, active []int) (err error) {
+		if len(active)+len(passphrases) > luksSlotCount {
+			if active, err = g.makeRoom(ctx, node, b, passphrases); err != nil {
 				return err
 			}
+		}
+		for _, p := range passphrases {
 			slot := freeSlot(active)
 			if slot < 0 {
 				return messages.Errorf(messages.CodeTargetFull, "all %d key slots hold a passphrase", luksSlotCount).

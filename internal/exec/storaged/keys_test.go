@@ -89,6 +89,43 @@ func TestKeysRefused(t *testing.T) {
 	}
 }
 
+// Attempts that were cut short leave their slots behind. When there are too many the next one takes out
+// what it is about to add, and nothing else.
+func TestKeysOfManyAttempts(t *testing.T) {
+	d, _ := startDaemon(t, quick)
+	path := filepath.Join(t.TempDir(), "vda.luks")
+	mustDo(t, d.CreateBackup(t.Context(), "vda", NewBackup{Path: path, Size: 1 << 20, Passphrase: []byte("old"), Recovery: []byte("other")}))
+	mustDo(t, d.CloseExport(t.Context(), "vda"))
+	var slots []int
+	for try := range 5 {
+		var err error
+		slots, err = d.AddKeys(t.Context(), Backup{path, []byte("old")}, []byte("new"), []byte("new recovery"))
+		if err != nil || len(slots) != 2 {
+			t.Fatalf("attempt %d: %v, %v", try+1, slots, err)
+		}
+		for _, p := range []string{"old", "other", "new", "new recovery"} {
+			if !opens(t, path, p) {
+				t.Errorf("attempt %d: %q does not open it", try+1, p)
+			}
+		}
+	}
+	mustDo(t, d.KeepKeys(t.Context(), Backup{path, []byte("new")}, slots))
+	if n, err := d.Slots(t.Context(), Backup{path, []byte("x")}); err != nil || n != 2 || opens(t, path, "old") || !opens(t, path, "new recovery") {
+		t.Errorf("%d slots in the end, %v", n, err)
+	}
+	others := [][]byte{[]byte("p2"), []byte("p3"), []byte("p4"), []byte("p5"), []byte("p6"), []byte("p7")}
+	_, err := d.AddKeys(t.Context(), Backup{path, []byte("new")}, others...)
+	mustDo(t, err)
+	_, err = d.AddKeys(t.Context(), Backup{path, []byte("new")}, []byte("new"), []byte("p8"))
+	if messages.CodeOf(err) != messages.CodeTargetFull {
+		t.Error(err)
+	}
+	if n, err := d.Slots(t.Context(), Backup{path, []byte("x")}); err != nil || n != luksSlotCount || !opens(t, path, "p2") {
+		t.Errorf("%d slots where none was to be taken, %v", n, err)
+	}
+	requireEmpty(t, d)
+}
+
 func TestFreeSlot(t *testing.T) {
 	for want, active := range map[int][]int{0: nil, 1: {0, 2}, 2: {1, 0}, 7: {0, 1, 2, 3, 4, 5, 6}, -1: {7, 6, 5, 4, 3, 2, 1, 0}} {
 		if got := freeSlot(active); got != want {
