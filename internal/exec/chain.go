@@ -155,14 +155,19 @@ func (t *taking) checkChain(ctx context.Context, repo *repository.Repository) er
 	for _, l := range t.links {
 		ref := messages.BackupRef{ID: l.Manifest.ID, VM: l.Manifest.VM, BackupPath: t.cmd.BackupPath}
 		if _, err := repo.Find(ctx, ref); err != nil {
-			code := messages.CodeChainBroken
-			if t.cmd.Mode == messages.ModeAuto {
-				code = messages.CodeBackupInUse // the next attempt sees it and takes a full
-			}
-			return messages.Errorf(code, "the chain was broken during the backup: %w", err)
+			return t.chainGone(err)
 		}
 	}
 	return nil
+}
+
+// chainGone is the error for a chain that was broken during the backup.
+func (t *taking) chainGone(err error) error {
+	code := messages.CodeChainBroken
+	if t.cmd.Mode == messages.ModeAuto {
+		code = messages.CodeBackupInUse // the next attempt sees it and takes a full
+	}
+	return messages.Errorf(code, "the chain was broken during the backup: %w", err)
 }
 
 // forgetOld removes the checkpoints that the one of a new backup has replaced. The backup is

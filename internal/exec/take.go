@@ -296,6 +296,9 @@ func (t *taking) commit(ctx context.Context) error {
 		}
 	}
 	b, err := t.partial.Commit(ctx, t.man)
+	if messages.CodeOf(err) == messages.CodeChainBroken {
+		return t.chainGone(err)
+	}
 	if err != nil {
 		return err
 	}

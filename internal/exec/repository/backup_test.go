@@ -156,7 +156,7 @@ func TestDiscard(t *testing.T) {
 // Whatever step a commit dies after, there is no backup or a whole one, and the next attempt gets through.
 func TestCommitCrash(t *testing.T) {
 	unfinished := &Partial{loc: location()}
-	steps := append(unfinished.steps(&Manifest{}), unfinished.naming()...)
+	steps := append(unfinished.steps(&Manifest{}), unfinished.naming(&Manifest{})...)
 	for n := range len(steps) + 1 {
 		r, loc := openDir(t), location()
 		p, err := r.Create(t.Context(), loc)
@@ -164,7 +164,7 @@ func TestCommitCrash(t *testing.T) {
 		fill(t, p)
 		m := manifest(loc)
 		committed := false
-		for _, s := range append(p.steps(&m), p.naming()...)[:n] {
+		for _, s := range append(p.steps(&m), p.naming(&m)...)[:n] {
 			check(t, s.run(r.root))
 			committed = committed || s.name == "name the backup"
 		}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -157,8 +158,39 @@ func TestMarkDamaged(t *testing.T) {
 		}
 	}
 	check(t, b.MarkDamaged(t.Context(), true))
+	before, err := os.Stat(filepath.Join(b.Dir, damagedName))
+	check(t, err)
+	check(t, os.Chtimes(filepath.Join(b.Dir, damagedName), before.ModTime().Add(-time.Hour), before.ModTime().Add(-time.Hour)))
+	check(t, b.MarkDamaged(t.Context(), true))
+	after, err := os.Stat(filepath.Join(b.Dir, damagedName))
+	check(t, err)
+	if !after.ModTime().Before(before.ModTime()) {
+		t.Error("the mark was made anew, and a kill in between would have left none")
+	}
 	check(t, r.Delete(t.Context(), ref(location())))
 	if err := b.MarkDamaged(t.Context(), true); err == nil {
 		t.Error("a backup that is gone was marked")
 	}
+}
+
+// A parent that is deleted from another host while the files are made durable, which may take minutes: an
+// incremental of nothing must not become a backup.
+func TestCommitWithoutItsParent(t *testing.T) {
+	r := openDir(t)
+	full := chainOf(t, r, 1)[0]
+	loc := location()
+	loc.ID = loc.ID[:25] + "Z"
+	p, err := r.Create(t.Context(), loc)
+	check(t, err)
+	fill(t, p)
+	m := manifest(loc)
+	m.Mode, m.Parent, m.Links, m.Disks[0].Incremental = messages.ModeIncremental, full.ID, 2, true
+	check(t, p.take(t.Context(), p.steps(&m)))
+	check(t, r.Delete(t.Context(), ref(full)))
+	_, err = p.Commit(t.Context(), m)
+	wantCode(t, err, messages.CodeChainBroken)
+	_, err = r.Find(t.Context(), ref(loc))
+	wantCode(t, err, messages.CodeBackupNotFound)
+	check(t, p.Discard(t.Context()))
+	wantAbsent(t, p.Dir())
 }

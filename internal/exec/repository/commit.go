@@ -24,7 +24,7 @@ type step struct {
 // Commit makes the backup real: it syncs every file, measures them, writes manifest.json last, renames
 // <id>.partial to <id>, and syncs the folders above. It sets the manifest's Version, FinishedAt if it is zero,
 // and each disk's FileBytes and StoredBytes; the rest is the caller's, and the id and VM must be those of
-// Create. When ctx ends there is no backup, or it is there and Commit says so: what gives the backup its
+// Create. A parent that is gone is CodeChainBroken. When ctx ends there is no backup, or it is there and Commit says so: what gives the backup its
 // name is not broken off, however the job is told to end. After another error the backup may be there only
 // if one of the last two steps failed; Create then says so.
 func (p *Partial) Commit(ctx context.Context, m Manifest) (*Backup, error) {
@@ -32,7 +32,7 @@ func (p *Partial) Commit(ctx context.Context, m Manifest) (*Backup, error) {
 	if err := p.take(ctx, p.steps(&m)); err != nil {
 		return nil, err
 	}
-	if err := p.take(context.WithoutCancel(ctx), p.naming()); err != nil {
+	if err := p.take(context.WithoutCancel(ctx), p.naming(&m)); err != nil {
 		return nil, err
 	}
 	return p.r.backup(p.loc, m), nil
@@ -73,12 +73,35 @@ func (p *Partial) steps(m *Manifest) []step {
 	}
 }
 
-// naming makes it a backup.
-func (p *Partial) naming() []step {
+// naming makes it a backup. What it continues is looked at last of all: to make the files durable may
+// have taken minutes, in which another host can have deleted it.
+func (p *Partial) naming(m *Manifest) []step {
 	return []step{
+		{"look at its parent", func(root *os.Root) error { return p.checkParent(root, *m) }},
 		{"name the backup", func(root *os.Root) error { return root.Rename(p.path(), p.loc.String()) }},
 		{"sync the backup's name", func(root *os.Root) error { return syncUp(root, p.loc.folder()) }},
 	}
+}
+
+// checkParent makes sure that what an incremental continues is still there. The manifest is opened: a
+// network file system then asks its server, and does not go by what it remembers.
+func (p *Partial) checkParent(root *os.Root, m Manifest) error {
+	if m.Parent == "" {
+		return nil
+	}
+	parent := p.loc
+	parent.ID = m.Parent
+	err := inFolder(root, parent.String(), func(dir *os.Root) error {
+		f, err := openRegular(dir, manifestName)
+		if err == nil {
+			closeQuietly(f)
+		}
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return errChain(m, "%w", err)
+	}
+	return err
 }
 
 // syncFiles makes every file of the folder durable, named in the manifest or not.

@@ -43,7 +43,7 @@ func TestModel(t *testing.T) {
 				}
 				fill(t, p)
 				m := manifest(loc)
-				steps := append(p.steps(&m), p.naming()...)
+				steps := append(p.steps(&m), p.naming(&m)...)
 				n := rapid.IntRange(0, len(steps)).Draw(rt, "steps until the crash")
 				for _, s := range steps[:n] {
 					check(t, s.run(r.root))
