@@ -154,8 +154,10 @@ func (t *taking) beginSource(ctx context.Context) (moment, error) {
 func (t *taking) checkChain(ctx context.Context, repo *repository.Repository) error {
 	for _, l := range t.links {
 		ref := messages.BackupRef{ID: l.Manifest.ID, VM: l.Manifest.VM, BackupPath: t.cmd.BackupPath}
-		if _, err := repo.Find(ctx, ref); err != nil {
+		if _, err := repo.Find(ctx, ref); repository.Unusable(err) {
 			return t.chainGone(err)
+		} else if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -225,6 +227,9 @@ func (e *Executor) survey(ctx context.Context, repo *repository.Repository, dom 
 	slices.SortFunc(s.backups, func(a, b repository.Backup) int {
 		return cmp.Or(b.Manifest.CreatedAt.Compare(a.Manifest.CreatedAt), cmp.Compare(b.Manifest.ID, a.Manifest.ID))
 	})
+	if err := s.unread(); err != nil {
+		return nil, err // not to know the backups is no reason to remove their checkpoints
+	}
 	for _, c := range s.ours() {
 		if id := strings.TrimPrefix(c.Name, checkpointPrefix); !s.stored(id) {
 			s.orphans = append(s.orphans, id)
@@ -232,6 +237,16 @@ func (e *Executor) survey(ctx context.Context, repo *repository.Repository, dom 
 		}
 	}
 	return s, nil
+}
+
+// unread is the error of a VM's folder that could not be read.
+func (s *survey) unread() error {
+	for _, p := range s.problems {
+		if p.ID == "" && messages.CodeOf(p.Err) == messages.CodeMountFailed {
+			return p.Err
+		}
+	}
+	return nil
 }
 
 // ours are the checkpoints of backups to this repository.

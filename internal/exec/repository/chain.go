@@ -19,7 +19,7 @@ func (r *Repository) Chain(ctx context.Context, ref messages.BackupRef) ([]*Back
 		child := b.Manifest
 		ref.ID = child.Parent
 		if b, err = r.Find(ctx, ref); err != nil {
-			if !brokenChain(err) {
+			if !Unusable(err) {
 				return nil, err
 			}
 			return nil, errChain(child, "%w", err)
@@ -32,8 +32,8 @@ func (r *Repository) Chain(ctx context.Context, ref messages.BackupRef) ([]*Back
 	return chain, nil
 }
 
-// brokenChain tells a backup that is no good from a repository that cannot be read.
-func brokenChain(err error) bool {
+// Unusable tells the errors of Find for a backup that is no good from those for a repository that cannot be read.
+func Unusable(err error) bool {
 	return slices.Contains([]messages.Code{
 		messages.CodeBackupNotFound, messages.CodeBackupCorrupt, messages.CodeUnsupportedVersion, messages.CodeInvalidMessage,
 	}, messages.CodeOf(err))
