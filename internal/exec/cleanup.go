@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/messages"
@@ -37,7 +38,7 @@ func (e *Executor) CleanUp(ctx context.Context, cmd messages.Command) (*Outcome,
 		return nil, err
 	}
 	var out *Outcome
-	err = safely(func() (err error) {
+	err = bounded.Try(func() (err error) {
 		out, err = e.cleanUp(ctx, ws, cmd)
 		return err
 	})

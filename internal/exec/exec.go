@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"time"
 
 	"github.com/rs/zerolog"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
@@ -151,14 +151,14 @@ func (e *Executor) Run(ctx context.Context, cmd messages.Command, limiter *copie
 	defer cancel(nil)
 	ws.giveUp = cancel
 	var out Outcome
-	err = safely(func() (err error) {
+	err = bounded.Try(func() (err error) {
 		if out, err = e.run(ctx, ws, cmd, r); err == nil {
 			r.Done(out)
 		}
 		return err
 	})
-	if p := new(panicError); errors.As(err, &p) {
-		e.cfg.Log.Error().Err(p).Str("job", ws.job).Bytes("stack", p.stack).Msg("a defect in the job")
+	if p := new(bounded.Panic); errors.As(err, &p) {
+		e.cfg.Log.Error().Err(p).Str("job", ws.job).Bytes("stack", p.Stack).Msg("a defect in the job")
 	}
 	// Looked at now: the cleaning up may find the repository lost as well.
 	ended := ctx.Err() != nil
@@ -197,24 +197,6 @@ func (e *Executor) run(ctx context.Context, ws *workspace, cmd messages.Command,
 		return e.list(ctx, ws, cmd, r)
 	}
 	return Outcome{}, messages.Errorf(messages.CodeInvalidMessage, "no way to run a %T", cmd)
-}
-
-// panicError is what a panic becomes. The stack is for the log alone.
-type panicError struct {
-	value any
-	stack []byte
-}
-
-func (p *panicError) Error() string { return fmt.Sprintf("panic: %v", p.value) }
-
-// safely calls f and turns a panic into an error, so that the job is cleaned up.
-func safely(f func() error) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = messages.EnsureCode(messages.CodeInternal, &panicError{v, debug.Stack()})
-		}
-	}()
-	return f()
 }
 
 // passphrase opens a sealed passphrase of a command; nil if there is none.

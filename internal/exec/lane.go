@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/nbd"
@@ -137,7 +138,7 @@ func each[D any](ctx context.Context, disks []D, f func(context.Context, D) erro
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(disksAtOnce)
 	for _, d := range disks {
-		g.Go(func() error { return safely(func() error { return f(ctx, d) }) })
+		g.Go(func() error { return bounded.Try(func() error { return f(ctx, d) }) })
 	}
 	return g.Wait()
 }
@@ -147,23 +148,24 @@ func each[D any](ctx context.Context, disks []D, f func(context.Context, D) erro
 func watched(ctx context.Context, check, work func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	look := func() error { return bounded.Try(func() error { return check(ctx) }) } // work never outlives the call
 	var result error
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		result = safely(func() error { return work(ctx) })
+		result = bounded.Try(func() error { return work(ctx) })
 	}()
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-done:
-			if err := check(ctx); err != nil && ctx.Err() == nil {
+			if err := look(); err != nil && ctx.Err() == nil {
 				return err
 			}
 			return result
 		case <-tick.C:
-			if err := check(ctx); err != nil {
+			if err := look(); err != nil {
 				cancel(err)
 				<-done
 				return err

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/nbd"
 	"github.com/nasfleet/nasfleet/messages"
@@ -41,12 +42,22 @@ func TestAPanicCostsOneJob(t *testing.T) {
 	boom := func(context.Context) error { panic("boom") }
 	wantCode(t, each(t.Context(), []int{1}, func(ctx context.Context, _ int) error { return boom(ctx) }), messages.CodeInternal)
 	wantCode(t, watched(t.Context(), func(context.Context) error { return nil }, boom), messages.CodeInternal)
+	_, err := onHost(t.Context(), messages.CodeSourceReadFailed, "look", func() (int, error) { panic("boom") })
+	wantCode(t, err, messages.CodeInternal)
+
+	// The check panics while the work goes on: that ends first.
+	ended := false
+	err = watched(t.Context(), boom, func(ctx context.Context) error { <-ctx.Done(); ended = true; return ctx.Err() })
+	wantCode(t, err, messages.CodeInternal)
+	if !ended {
+		t.Error("the work goes on")
+	}
 
 	e := newExecutor(t)
 	cmd := &messages.ListBackups{Header: messages.Header{JobID: testJob}}
-	_, err := e.Run(t.Context(), cmd, nil, nil) // a nil Reporter is a defect
+	_, err = e.Run(t.Context(), cmd, nil, nil) // a nil Reporter is a defect
 	wantCode(t, err, messages.CodeInternal)
-	if p := new(panicError); !errors.As(err, &p) || len(p.stack) == 0 {
+	if p := new(bounded.Panic); !errors.As(err, &p) || len(p.Stack) == 0 {
 		t.Errorf("%v has no stack", err)
 	}
 	if left := names(t, e.cfg.RunDir); left != nil {

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -38,7 +39,7 @@ func (e *Executor) Sweep(ctx context.Context) (stop func()) {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
 		for {
-			if err := e.sweep(ctx); err != nil && ctx.Err() == nil {
+			if err := bounded.Try(func() error { return e.sweep(ctx) }); err != nil && ctx.Err() == nil {
 				e.cfg.Log.Warn().Err(err).Msg("look for backup jobs of killed attempts")
 			}
 			select {

@@ -108,14 +108,19 @@ func (e *Executor) protect(ctx context.Context, low func(error), end func(contex
 	g := &guardian{stop: stop, done: make(chan struct{})}
 	go func() {
 		defer close(g.done)
-		if err := e.watchScratch(ctx, quit); err != nil {
+		if err := bounded.Try(func() error { return e.watchScratch(ctx, quit) }); err != nil {
 			low(err)
 		} else if ctx.Err() == nil {
 			return
 		}
 		began := time.Now()
-		for err := end(quit); err != nil && quit.Err() == nil; err = end(quit) {
+		try := func() error { return bounded.Try(func() error { return end(quit) }) }
+		for err := try(); err != nil && quit.Err() == nil; err = try() {
 			e.cfg.Log.Error().Err(err).Msg("end a backup that was given up")
+			select {
+			case <-time.After(reachPause):
+			case <-quit.Done():
+			}
 		}
 		e.cfg.Log.Debug().Dur("took", time.Since(began)).Msg("libvirt's job of a backup that was given up is ended")
 	}()

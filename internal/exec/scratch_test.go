@@ -112,6 +112,22 @@ func TestGuardian(t *testing.T) {
 		<-ends
 		g.leave()
 	})
+	t.Run("a defect", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		first := true
+		g := e.protect(ctx, func(err error) { t.Error(err) }, func(context.Context) error {
+			ends <- struct{}{}
+			if first {
+				first = false
+				panic("a defect")
+			}
+			return nil
+		})
+		cancel()
+		<-ends
+		<-ends
+		g.leave()
+	})
 	t.Run("done", func(t *testing.T) {
 		g := e.protect(t.Context(), func(err error) { t.Error(err) }, failOnce())
 		time.Sleep(3 * lookSeldom)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
@@ -112,7 +113,7 @@ func (ws *workspace) close() error {
 	var errs []error
 	for step, ok := ws.last(); ok; step, ok = ws.last() {
 		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-		if err := safely(func() error { return step.do(ctx) }); err != nil {
+		if err := bounded.Try(func() error { return step.do(ctx) }); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", step.what, err))
 		}
 		cancel()

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/nasfleet/nasfleet/messages"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,6 +44,13 @@ func TestACallThatHangsIsGivenUp(t *testing.T) {
 	}
 	close(goOn)
 	<-late // what came too late is closed
+}
+
+func TestAPanicIsAnError(t *testing.T) {
+	_, ok, err := Call(t.Context(), func() (int, error) { panic("boom") })
+	if p := new(Panic); !ok || !errors.As(err, &p) || p.Value != "boom" || len(p.Stack) == 0 || messages.CodeOf(err) != messages.CodeInternal {
+		t.Errorf("%t, %v", ok, err)
+	}
 }
 
 func TestDo(t *testing.T) {

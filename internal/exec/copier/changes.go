@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/nbd"
 )
 
@@ -25,11 +26,11 @@ func planChanges(ctx context.Context, src Source, changes Changes, unit int64, v
 	windows := make(chan *changeMap, windowsAhead)
 	g.Go(func() error {
 		defer close(windows)
-		return fetchChanges(ctx, src, changes, unit, windows)
+		return bounded.Try(func() error { return fetchChanges(ctx, src, changes, unit, windows) })
 	})
 	g.Go(func() error {
 		for m := range windows {
-			if err := m.visit(v); err != nil {
+			if err := bounded.Try(func() error { return m.visit(v) }); err != nil {
 				return err
 			}
 		}

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/nbd"
 )
@@ -54,7 +55,7 @@ func (j *job) run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	blocks := make(chan block)
 	for range j.Depth {
-		g.Go(func() error { return j.work(gctx, blocks) })
+		g.Go(func() error { return bounded.Try(func() error { return j.work(gctx, blocks) }) })
 	}
 	g.Go(func() error {
 		defer close(blocks)

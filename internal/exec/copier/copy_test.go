@@ -15,6 +15,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/nbd"
 	"github.com/nasfleet/nasfleet/messages"
@@ -244,6 +245,30 @@ func TestErrors(t *testing.T) {
 				t.Error("flushed after a failure")
 			}
 		})
+	}
+}
+
+// A panic in one of a copy's goroutines is an error of the copy: nothing above them could catch it.
+func TestAPanicEndsTheCopy(t *testing.T) {
+	for _, at := range []string{"status", "read", "write", "zero"} {
+		boom := func(op string, _ int64) error {
+			if op == at {
+				panic("boom")
+			}
+			return nil
+		}
+		src := &disk{data: bytes.Repeat([]byte{1}, 4*mib), fail: boom, extents: []nbd.Extent{
+			{Length: mib}, {Offset: mib, Length: mib, Flags: nbd.FlagZero}, {Offset: 2 * mib, Length: 2 * mib}}}
+		dst := &disk{data: make([]byte, 4*mib), fail: boom}
+		changes := func(_ context.Context, off, length int64) ([]nbd.Extent, error) {
+			return []nbd.Extent{{Offset: off, Length: length, Flags: nbd.FlagDirty}}, nil
+		}
+		for _, o := range []Options{{ZeroHoles: true}, {Changes: changes}} {
+			var p *bounded.Panic
+			if _, err := Copy(t.Context(), src, dst, o); !errors.As(err, &p) || messages.CodeOf(err) != messages.CodeInternal {
+				t.Errorf("%s: %v", at, err)
+			}
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/nbd"
 )
@@ -89,20 +90,23 @@ func plan(ctx context.Context, src Source, v visitor) error {
 	windows := make(chan []nbd.Extent, windowsAhead)
 	g.Go(func() error {
 		defer close(windows)
-		return fetch(ctx, src, windows)
+		return bounded.Try(func() error { return fetch(ctx, src, windows) })
 	})
-	g.Go(func() error {
-		p := planner{visitor: v, size: src.Size()}
-		for list := range windows {
-			for _, e := range list {
-				if err := p.extent(e); err != nil {
-					return err
-				}
+	g.Go(func() error { return bounded.Try(func() error { return visit(v, src.Size(), windows) }) })
+	return g.Wait()
+}
+
+// visit takes v through what was fetched.
+func visit(v visitor, size int64, windows <-chan []nbd.Extent) error {
+	p := planner{visitor: v, size: size}
+	for list := range windows {
+		for _, e := range list {
+			if err := p.extent(e); err != nil {
+				return err
 			}
 		}
-		return p.end()
-	})
-	return g.Wait()
+	}
+	return p.end()
 }
 
 // fetch asks for the status of the whole disk.

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 	"libvirt.org/go/libvirt"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -129,7 +130,7 @@ func call[T any](ctx context.Context, h *Hypervisor, f func(*libvirt.Connect) (T
 		l, err := h.acquire()
 		if err == nil {
 			defer h.release(l)
-			o.value, err = f(l.conn)
+			o.value, err = bounded.Safely(func() (T, error) { return f(l.conn) })
 		}
 		o.err = coded(l, err)
 		select {

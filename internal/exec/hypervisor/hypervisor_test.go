@@ -13,6 +13,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
+	"libvirt.org/go/libvirt"
 
 	"github.com/nasfleet/nasfleet/messages"
 	"github.com/nasfleet/nasfleet/tests/lab"
@@ -25,6 +26,16 @@ func TestConnectToNothing(t *testing.T) {
 	wantCode(t, err, messages.CodeHypervisorDown)
 	if err != nil && !strings.Contains(err.Error(), "No such file") {
 		t.Errorf("the error does not say why: %v", err)
+	}
+}
+
+// A panic in a call costs that call: libvirt is asked from goroutines that nobody above can recover.
+func TestAPanicCostsOneCall(t *testing.T) {
+	h := connect(t, "test:///default")
+	_, err := call(t.Context(), h, func(*libvirt.Connect) (int, error) { panic("boom") }, nil)
+	wantCode(t, err, messages.CodeInternal)
+	if _, err := call(t.Context(), h, (*libvirt.Connect).GetLibVersion, nil); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -99,7 +99,7 @@ func (r *Repository) ask(answer chan<- error) bool {
 	r.pending.Add(1)
 	go func() {
 		defer r.pending.Done()
-		answer <- r.probe()
+		answer <- bounded.Try(r.probe)
 	}()
 	return true
 }
