@@ -324,6 +324,22 @@ func TestDeleteLeftovers(t *testing.T) {
 	wantAbsent(t, filepath.Dir(b.Dir))
 }
 
+// A chain is deleted children first. Where that is cut off in the middle of a child, whose folder is no backup
+// any more, nobody asks for it again: the backup that was meant takes it along.
+func TestDeleteTakesHalfRemovedChildrenAlong(t *testing.T) {
+	r := openDir(t)
+	locs := chainOf(t, r, 2)
+	for _, s := range deleteSteps(t.Context(), locs[1])[:2] {
+		check(t, s.run(r.root))
+	}
+	deps, err := r.Dependents(t.Context(), ref(locs[0]))
+	if err != nil || len(deps) != 0 {
+		t.Fatalf("%+v, %v", deps, err)
+	}
+	check(t, r.Delete(t.Context(), ref(locs[0])))
+	wantAbsent(t, filepath.Join(r.Dir(), locs[0].folder()))
+}
+
 func TestDeleteBroken(t *testing.T) {
 	r, loc := openDir(t), location()
 	b := commit(t, r, loc)

@@ -5,13 +5,15 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/nasfleet/nasfleet/messages"
 )
 
 // Delete removes a backup, whole or broken: its folder is renamed to <id>.deleting, which is no backup, and
-// then removed, and the VM's folder too if it is empty. After a crash it goes on where it was. A backup that is
-// not there, and is not half removed either, is CodeBackupNotFound.
+// then removed, and the VM's folder too if it is empty. After a crash it goes on where it was, also with other
+// backups of the VM whose removal was cut off: nobody asks for those again. A backup that is not there, and is
+// not half removed either, is CodeBackupNotFound.
 func (r *Repository) Delete(ctx context.Context, ref messages.BackupRef) error {
 	loc := locationOf(ref)
 	if err := loc.check(); err != nil {
@@ -41,11 +43,27 @@ func deleteSteps(ctx context.Context, loc Location) []step {
 			return nil
 		}},
 		{"sync its name", func(root *os.Root) error { return syncFolder(root, loc.folder()) }},
-		{"remove it", func(root *os.Root) error {
-			return removeTrees(ctx, root, loc.folder(), loc.ID+deletingSuffix)
-		}},
+		{"remove it", func(root *os.Root) error { return removeDeleting(ctx, root, loc.folder()) }},
 		{"remove the empty folder", func(root *os.Root) error { return removeEmpty(root, loc.folder()) }},
 	}
+}
+
+// removeDeleting removes the VM's backups that are half removed. Another host may be at one of them too.
+func removeDeleting(ctx context.Context, root *os.Root, folder string) error {
+	entries, err := readFolder(root, folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var half []string
+	for _, e := range entries {
+		if id, ok := strings.CutSuffix(e.Name(), deletingSuffix); ok && messages.CheckID("backup id", id) == nil {
+			half = append(half, e.Name())
+		}
+	}
+	return removeTrees(ctx, root, folder, half...)
 }
 
 // findDeletable makes sure that there is something to delete and that nothing is in the way of the rename.
