@@ -138,44 +138,53 @@ func Copies(cmd messages.Command) bool {
 }
 
 // Run does one job, all its copying under the limiter, which the caller may change meanwhile; nil
-// does not limit: what the command asks for (BandwidthLimit) is the caller's to heed. An error carries a code (messages.CodeOf); after it nothing of the job is
-// left: no mount, no libvirt job, no process, no partial backup. When ctx ends, the error is its
-// cause. A panic in the job is an error of CodeInternal: it costs the job and not the worker.
+// does not limit: what the command asks for (BandwidthLimit) is the caller's to heed. An error carries a
+// code (messages.CodeOf); after it nothing of the job is left: no mount, no libvirt job, no process, no
+// partial backup. When ctx ends, the error is its cause. A panic in the job is an error of CodeInternal:
+// it costs the job and not the worker.
 func (e *Executor) Run(ctx context.Context, cmd messages.Command, limiter *copier.Limiter, r Reporter) (Outcome, error) {
 	ws, err := e.open(cmd.Head().JobID)
 	if err != nil {
 		return Outcome{}, err
 	}
 	ws.limiter = limiter
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	ws.giveUp = cancel
 	var out Outcome
-	err = bounded.Try(func() (err error) {
+	err = ws.attempt(ctx, cmd, func(ctx context.Context) (err error) {
 		if out, err = e.run(ctx, ws, cmd, r); err == nil {
 			r.Done(out)
 		}
 		return err
 	})
+	return out, err
+}
+
+// attempt runs f, which does the command, and cleans up after it.
+func (ws *workspace) attempt(caller context.Context, cmd messages.Command, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(caller)
+	defer cancel(nil)
+	ws.giveUp = cancel
+	err := bounded.Try(func() error { return f(ctx) })
 	if p := new(bounded.Panic); errors.As(err, &p) {
-		e.cfg.Log.Error().Err(p).Str("job", ws.job).Bytes("stack", p.Stack).Msg("a defect in the job")
+		ws.e.cfg.Log.Error().Err(p).Str("job", ws.job).Bytes("stack", p.Stack).Msg("a defect in the job")
 	}
 	// Looked at now: the cleaning up may find the repository lost as well.
-	ended := ctx.Err() != nil
+	ended, cause := ctx.Err() != nil, context.Cause(ctx)
 	if err != nil && !ended {
-		err = ws.explain(ctx, cmd, err)
+		// The guest first: its guardian ends libvirt's job now. To ask a repository can take a minute.
+		cancel(err)
+		err = ws.explain(caller, cmd, err)
 	}
 	if cerr := ws.close(); cerr != nil {
-		e.cfg.Log.Warn().Err(cerr).Str("job", ws.job).Msg("leftovers of the job")
+		ws.e.cfg.Log.Warn().Err(cerr).Str("job", ws.job).Msg("leftovers of the job")
 	}
 	if err != nil && ended {
 		// What failed did so because it was told to stop; the reason is the caller's.
-		err = context.Cause(ctx)
+		err = cause
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = messages.EnsureCode(messages.CodeTimeout, err)
 	}
-	return out, messages.EnsureCode(messages.CodeInternal, err)
+	return messages.EnsureCode(messages.CodeInternal, err)
 }
 
 func (e *Executor) run(ctx context.Context, ws *workspace, cmd messages.Command, r Reporter) (Outcome, error) {

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +41,45 @@ func TestCleaningUpGoesOnInReverse(t *testing.T) {
 	}
 	if err := ws.close(); err != nil || len(order) != 4 {
 		t.Errorf("closing again: %v, %v", err, order)
+	}
+}
+
+// asked is a context that tells when a call is made under it.
+type asked struct {
+	context.Context
+	tell func()
+}
+
+func (a asked) Deadline() (time.Time, bool) { a.tell(); return a.Context.Deadline() }
+
+// What protects a guest is told at once that the attempt is over: before the repository is asked what the
+// failure came from, which one that hangs can draw out.
+func TestTheGuestComesBeforeTheReasonOfAFailure(t *testing.T) {
+	e := newExecutor(t)
+	ws, err := e.open(testJob)
+	check(t, err)
+	var over atomic.Bool
+	ended, failed := make(chan struct{}), messages.Errorf(messages.CodeTargetWriteFailed, "an error of the target")
+	ctx := asked{t.Context(), func() {
+		if !over.Load() {
+			return
+		}
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Error("the repository is asked while libvirt's job runs")
+		}
+	}}
+	err = ws.attempt(ctx, &messages.TakeBackup{}, func(ctx context.Context) error {
+		_, err := ws.repository(ctx, messages.Repository{Type: messages.RepositoryDir, Address: t.TempDir()})
+		check(t, err)
+		g := e.protect(ctx, func(err error) { t.Error(err) }, func(context.Context) error { close(ended); return nil })
+		ws.onClose("the guardian", func(context.Context) error { g.leave(); return nil })
+		over.Store(true)
+		return failed
+	})
+	if !errors.Is(err, failed) {
+		t.Errorf("the error is %v", err)
 	}
 }
 
