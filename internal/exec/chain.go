@@ -69,7 +69,10 @@ func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository) e
 	if t.cmd.Mode == messages.ModeFull {
 		return nil
 	}
-	links, f := t.chain.pick(ctx, t.e, src.disks)
+	links, f, err := t.chain.pick(ctx, t.e, src.disks)
+	if err != nil {
+		return err
+	}
 	if f == nil {
 		f = t.chain.fits(links, src.disks, t.cmd)
 	}
@@ -278,8 +281,8 @@ func (s *survey) forget(ctx context.Context, e *Executor, c hypervisor.Checkpoin
 }
 
 // pick returns the chain to continue, the newest first: that of the newest backup whose checkpoint
-// the VM still has.
-func (s *survey) pick(ctx context.Context, e *Executor, disks []sourceDisk) ([]repository.Backup, *full) {
+// the VM still has. An error says that libvirt did not tell.
+func (s *survey) pick(ctx context.Context, e *Executor, disks []sourceDisk) ([]repository.Backup, *full, error) {
 	var newest *repository.Backup
 	for i, b := range s.backups {
 		if b.Manifest.UUID != s.dom.UUID || b.Manifest.Checkpoint == "" {
@@ -289,28 +292,35 @@ func (s *survey) pick(ctx context.Context, e *Executor, disks []sourceDisk) ([]r
 			newest = &s.backups[i]
 		}
 		if s.checkpoint(b.Manifest.Checkpoint) != nil {
-			return s.follow(s.backups[i])
+			links, f := s.follow(s.backups[i])
+			return links, f, nil
 		}
 	}
 	f := fullBecause(messages.FullNoChain, "the repository has no backup of the vm that an incremental can continue")
 	if newest != nil {
-		if f = s.adopt(ctx, e, *newest, disks); f == nil {
-			return s.follow(*newest)
+		var err error
+		if f, err = s.adopt(ctx, e, *newest, disks); err != nil {
+			return nil, nil, err
+		}
+		if f == nil {
+			links, f := s.follow(*newest)
+			return links, f, nil
 		}
 	}
 	if left := s.ours(); len(left) > 0 { // they are of backups that cannot be read
 		id := strings.TrimPrefix(left[len(left)-1].Name, checkpointPrefix)
-		return nil, fullBecause(messages.FullParentBroken, "backup %s is damaged", id)
+		return nil, fullBecause(messages.FullParentBroken, "backup %s is damaged", id), nil
 	}
 	if len(s.orphans) > 0 {
-		return nil, fullBecause(messages.FullParentBroken, "backup %s is not on this repository", s.orphans[len(s.orphans)-1])
+		return nil, fullBecause(messages.FullParentBroken, "backup %s is not on this repository", s.orphans[len(s.orphans)-1]), nil
 	}
-	return nil, f
+	return nil, f, nil
 }
 
 // adopt makes libvirt know a checkpoint again that it has forgotten. The bitmaps are in the disks
-// themselves and record on whoever writes: where they are whole nothing is lost.
-func (s *survey) adopt(ctx context.Context, e *Executor, b repository.Backup, disks []sourceDisk) *full {
+// themselves and record on whoever writes: where they are whole nothing is lost. Where libvirt does not
+// answer they stay, for the next attempt.
+func (s *survey) adopt(ctx context.Context, e *Executor, b repository.Backup, disks []sourceDisk) (*full, error) {
 	m := b.Manifest
 	c := hypervisor.Checkpoint{Name: m.Checkpoint, Description: s.description}
 	for _, d := range m.Disks {
@@ -319,13 +329,16 @@ func (s *survey) adopt(ctx context.Context, e *Executor, b repository.Backup, di
 		}
 	}
 	err := e.cfg.Hypervisor.AdoptCheckpoint(ctx, s.dom.Name, c, m.CreatedAt.Truncate(time.Second))
-	if err != nil {
+	if messages.CodeOf(err) == messages.CodeChainBroken {
 		s.forget(ctx, e, c)
-		return fullBecause(messages.FullCheckpointLost, "libvirt has lost the checkpoint of backup %s, and its bitmaps cannot be used: %v", m.ID, err)
+		return fullBecause(messages.FullCheckpointLost, "libvirt has lost the checkpoint of backup %s, and its bitmaps cannot be used: %v", m.ID, err), nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	e.cfg.Log.Info().Str("vm", s.dom.Name).Str("checkpoint", c.Name).Msg("libvirt had forgotten a checkpoint whose bitmaps are whole")
 	s.checkpoints = append(s.checkpoints, c)
-	return nil
+	return nil, nil
 }
 
 func (s *survey) checkpoint(name string) *hypervisor.Checkpoint {

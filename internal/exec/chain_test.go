@@ -1,10 +1,15 @@
 package exec
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
+	"github.com/rs/zerolog"
+
+	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -48,5 +53,28 @@ func TestUnreadFolder(t *testing.T) {
 		if got := messages.CodeOf(s.unread()); got != tt.want {
 			t.Errorf("%s: %s", name, got)
 		}
+	}
+}
+
+// A libvirt that does not answer has not said that a checkpoint is lost: its bitmaps stay, and the job is
+// tried again.
+func TestALibvirtThatIsAwayLosesNoCheckpoint(t *testing.T) {
+	e := newExecutor(t)
+	var log bytes.Buffer
+	e.cfg.Log = zerolog.New(&log)
+	var err error
+	e.cfg.Hypervisor, err = hypervisor.Connect(t.Context(), "test:///default", zerolog.Nop())
+	check(t, err)
+	check(t, e.cfg.Hypervisor.Close()) // each call fails from now on
+	s := &survey{dom: hypervisor.Domain{Name: "test", UUID: "u"}, backups: []repository.Backup{{Manifest: repository.Manifest{
+		ID: testJob, UUID: "u", Checkpoint: checkpointPrefix + testJob, Disks: []repository.Disk{{Name: "vda", Bitmap: true}},
+	}}}}
+	links, f, err := s.pick(t.Context(), e, []sourceDisk{{name: "vda"}})
+	wantCode(t, err, messages.CodeHypervisorDown)
+	if links != nil || f != nil {
+		t.Errorf("%v, %+v", links, f)
+	}
+	if strings.Contains(log.String(), "checkpoint") {
+		t.Errorf("it was tried to remove it: %s", &log)
 	}
 }

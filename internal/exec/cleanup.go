@@ -52,7 +52,12 @@ func (e *Executor) cleanUp(ctx context.Context, ws *workspace, cmd messages.Comm
 		out, err := e.cleanRepository(ctx, ws, cmd)
 		return out, errors.Join(serr, err)
 	case *messages.RestoreBackup:
-		return nil, removeUnfinished(cmd.ToDir, ws.job)
+		if err := e.checkPaths(ctx, cmd); err != nil {
+			return nil, err // no attempt has gone there
+		}
+		return onHost(ctx, messages.CodeTargetWriteFailed, "the folder to restore to", func() (*Outcome, error) {
+			return nil, removeUnfinished(cmd.ToDir, ws.job)
+		})
 	}
 	return nil, nil
 }
@@ -64,10 +69,13 @@ func (e *Executor) cleanSource(ctx context.Context, ws *workspace, cmd *messages
 			return err
 		}
 	}
-	return os.RemoveAll(filepath.Join(e.cfg.ScratchDir, ws.job))
+	return e.removeScratch(ctx, ws.job)
 }
 
 func (e *Executor) cleanRepository(ctx context.Context, ws *workspace, cmd *messages.TakeBackup) (*Outcome, error) {
+	if err := e.checkPaths(ctx, cmd); err != nil {
+		return nil, err // no attempt has gone there
+	}
 	repo, err := ws.repository(ctx, cmd.Repository)
 	if err != nil {
 		return nil, err
@@ -136,12 +144,12 @@ func (e *Executor) endLeftover(ctx context.Context, vm, now string) error {
 	if err := e.cfg.Hypervisor.EndBackup(ctx, vm, job.Socket); err != nil {
 		return err
 	}
-	return e.removeLeftover(old, now)
+	return e.removeLeftover(ctx, old, now)
 }
 
 // removeLeftover removes the files of a killed attempt. The folder of the job at work is in use.
-func (e *Executor) removeLeftover(old, now string) error {
-	err := os.RemoveAll(filepath.Join(e.cfg.ScratchDir, old))
+func (e *Executor) removeLeftover(ctx context.Context, old, now string) error {
+	err := e.removeScratch(ctx, old)
 	if old != now {
 		err = errors.Join(err, removeFolder(filepath.Join(e.cfg.RunDir, old)))
 	}

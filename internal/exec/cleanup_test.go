@@ -85,6 +85,23 @@ func TestCleanUpAfterKilledAttempts(t *testing.T) {
 	}
 }
 
+// TestCleanUpGoesWhereTheHostAllows: a command that was refused for its paths is not obeyed by its cleaning up.
+func TestCleanUpGoesWhereTheHostAllows(t *testing.T) {
+	e, dir := newExecutor(t), t.TempDir()
+	e.cfg.AllowPaths = []string{t.TempDir()}
+	head := messages.Header{JobID: testJob}
+	left := []string{write(t, filepath.Join(dir, ".vda.qcow2."+testJob+".partial"), nil), write(t, filepath.Join(dir, "vm1", testJob+".partial", "vda.qcow2"), nil)}
+	_, err := e.CleanUp(t.Context(), &messages.RestoreBackup{Header: head, ToDir: dir})
+	wantCode(t, err, messages.CodePathNotAllowed)
+	_, err = e.CleanUp(t.Context(), &messages.TakeBackup{Header: head, VM: "vm1", Repository: messages.Repository{Type: messages.RepositoryDir, Address: dir}})
+	wantCode(t, err, messages.CodePathNotAllowed)
+	for _, path := range left {
+		if !exists(path) {
+			t.Errorf("%s is gone", path)
+		}
+	}
+}
+
 // TestCleanUpFindsWhatWasCommitted: an attempt that was killed when it had committed left a backup. It
 // stays, and is what the job has to report.
 func TestCleanUpFindsWhatWasCommitted(t *testing.T) {

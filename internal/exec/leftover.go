@@ -82,7 +82,7 @@ func (e *Executor) endUnowned(ctx context.Context, vm, job, socket string) error
 	if err := e.cfg.Hypervisor.EndBackup(ctx, vm, socket); err != nil {
 		return err
 	}
-	return e.removeLeftover(job, "")
+	return e.removeLeftover(ctx, job, "")
 }
 
 // tryLock takes the lock of a job's folder, which whoever works on the job holds: the kernel gives it

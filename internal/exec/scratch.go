@@ -2,6 +2,8 @@ package exec
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,6 +84,14 @@ func (e *Executor) scratchFree(ctx context.Context) (int64, error) {
 		return 0, messages.Errorf(messages.CodeScratchFull, "scratch folder %s: %w", e.cfg.ScratchDir, err)
 	}
 	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// removeScratch removes a job's scratch files. A scratch folder that hangs must not hold up what comes after.
+func (e *Executor) removeScratch(ctx context.Context, job string) error {
+	_, err := onHost(ctx, messages.CodeScratchFull, "remove scratch files", func() (struct{}, error) {
+		return struct{}{}, os.RemoveAll(filepath.Join(e.cfg.ScratchDir, job))
+	})
+	return err
 }
 
 // checkScratch refuses a backup for which there is no room to begin with.

@@ -3,12 +3,16 @@ package exec
 import (
 	"context"
 	"errors"
+	osexec "os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"github.com/nasfleet/nasfleet/messages"
+	"github.com/nasfleet/nasfleet/tests/lab"
 )
 
 const mib = 1 << 20
@@ -136,6 +140,33 @@ func TestGuardian(t *testing.T) {
 			t.Error("a job was ended that nobody gave up")
 		}
 	})
+}
+
+// The kernel holds whoever removes a file in the scratch folder: the cleaning up goes on all the same.
+func TestAScratchFolderThatHangs(t *testing.T) {
+	e := newExecutor(t)
+	e.cfg.ScratchDir = t.TempDir()
+	check(t, osexec.Command("mount", "-o", "loop", lab.LoopImage(t, 128), e.cfg.ScratchDir).Run())
+	t.Cleanup(func() { check(t, unix.Unmount(e.cfg.ScratchDir, 0)) })
+	write(t, filepath.Join(e.cfg.ScratchDir, testJob, "vda.scratch"), make([]byte, mib))
+	thaw := frozen(t, e.cfg.ScratchDir)
+	defer thaw()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- e.removeScratch(ctx, testJob) }()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("removed in a file system that is frozen")
+		}
+	case <-time.After(time.Minute):
+		t.Error("it hangs")
+	}
+	thaw()
+	for exists(filepath.Join(e.cfg.ScratchDir, testJob)) {
+		time.Sleep(10 * time.Millisecond) // the call that was given up ends
+	}
 }
 
 func TestScratchReserve(t *testing.T) {

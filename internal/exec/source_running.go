@@ -2,10 +2,6 @@ package exec
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -44,10 +40,10 @@ func newRunningSource(e *Executor, dom hypervisor.Domain, q messages.Quiesce) *r
 
 func (s *runningSource) prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error) {
 	s.dir, s.scratch = filepath.Join(ws.dir, sourceFolder), filepath.Join(s.e.cfg.ScratchDir, ws.job)
-	if err := os.RemoveAll(s.scratch); err != nil {
+	if err := s.e.removeScratch(ctx, ws.job); err != nil {
 		return nil, messages.Errorf(messages.CodeInternal, "remove an earlier attempt's scratch: %w", err)
 	}
-	ws.onClose("scratch files", func(context.Context) error { return os.RemoveAll(s.scratch) })
+	ws.onClose("scratch files", func(ctx context.Context) error { return s.e.removeScratch(ctx, ws.job) })
 	if err := s.e.checkScratch(ctx); err != nil {
 		return nil, err
 	}
@@ -142,12 +138,7 @@ func (s *runningSource) end(ctx context.Context) error {
 		return err
 	}
 	s.begun = false
-	for _, d := range s.disks {
-		if err := os.Remove(filepath.Join(s.scratch, d.name+".scratch")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove a scratch file: %w", err)
-		}
-	}
-	return nil
+	return s.e.removeScratch(ctx, filepath.Base(s.scratch))
 }
 
 func (s *runningSource) keep() { s.checkpoint = hypervisor.Checkpoint{} }

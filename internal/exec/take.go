@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -90,7 +89,7 @@ func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBa
 		return Outcome{}, f.refuse()
 	}
 	// This attempt may end before it comes to make its own.
-	ws.onClose("a killed attempt's scratch files", func(context.Context) error { return os.RemoveAll(filepath.Join(e.cfg.ScratchDir, ws.job)) })
+	ws.onClose("a killed attempt's scratch files", func(ctx context.Context) error { return e.removeScratch(ctx, ws.job) })
 
 	r.Phase(messages.PhaseMounting)
 	repo, err := ws.repository(ctx, cmd.Repository)

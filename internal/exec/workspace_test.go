@@ -127,7 +127,7 @@ func TestCleaningUpNeverGoesIntoAMount(t *testing.T) {
 		e := newExecutor(t)
 		backup := mounted(t, e)
 		scratch := write(t, filepath.Join(e.cfg.ScratchDir, testJob, "vda.scratch"), nil)
-		check(t, e.removeLeftover(testJob, testJob))
+		check(t, e.removeLeftover(t.Context(), testJob, testJob))
 		if !exists(backup) || exists(scratch) {
 			t.Errorf("the backup is there: %t, the scratch file: %t", exists(backup), exists(scratch))
 		}
@@ -135,7 +135,7 @@ func TestCleaningUpNeverGoesIntoAMount(t *testing.T) {
 	t.Run("a killed attempt at another job", func(t *testing.T) {
 		e := newExecutor(t)
 		backup := mounted(t, e)
-		wantCode(t, e.removeLeftover(testJob, "01J8ZQ5V9K3N7R2T4W6Y8A0B1D"), messages.CodeInternal)
+		wantCode(t, e.removeLeftover(t.Context(), testJob, "01J8ZQ5V9K3N7R2T4W6Y8A0B1D"), messages.CodeInternal)
 		if !exists(backup) {
 			t.Error("the repository was emptied")
 		}
