@@ -12,7 +12,7 @@ import (
 
 // remove deletes a stored backup, and with cascade the incrementals that need it, which are a reason
 // to refuse otherwise. One that is gone already is as good as deleted: what is left to do is to
-// forget it.
+// forget it. Interrupted, it tells what it has deleted: another attempt does not find those any more.
 func (e *Executor) remove(ctx context.Context, ws *workspace, cmd *messages.DeleteBackup, r Reporter) (Outcome, error) {
 	r.Phase(messages.PhaseMounting)
 	repo, err := ws.repository(ctx, cmd.Backup.Repository)
@@ -42,7 +42,7 @@ func (e *Executor) remove(ctx context.Context, ws *workspace, cmd *messages.Dele
 			err = nil
 		}
 		if err != nil {
-			return Outcome{}, err
+			return Outcome{Deleted: out.Deleted}, err
 		}
 		out.Deleted = append(out.Deleted, Deleted{ID: d.ID, Zone: d.Zone, Host: d.Host})
 		e.dropCheckpoint(ctx, cmd.Backup.VM, d.Checkpoint)

@@ -140,7 +140,7 @@ func Copies(cmd messages.Command) bool {
 // Run does one job, all its copying under the limiter, which the caller may change meanwhile; nil
 // does not limit: what the command asks for (BandwidthLimit) is the caller's to heed. An error carries a
 // code (messages.CodeOf); after it nothing of the job is left: no mount, no libvirt job, no process, no
-// partial backup. When ctx ends, the error is its cause. A panic in the job is an error of CodeInternal:
+// partial backup; the Outcome then has what was Deleted alone. When ctx ends, the error is its cause. A panic in the job is an error of CodeInternal:
 // it costs the job and not the worker.
 func (e *Executor) Run(ctx context.Context, cmd messages.Command, limiter *copier.Limiter, r Reporter) (Outcome, error) {
 	ws, err := e.open(cmd.Head().JobID)

@@ -81,14 +81,15 @@ func (j *job) event(kind messages.Kind) messages.Event {
 	return ev
 }
 
-// report stores the verify result, the catalog's part of an attempt that succeeded, and its event.
+// report stores the verify result, the catalog's part of an attempt, and its event. One that failed may have
+// deleted backups: the next does not find them any more.
 func (j *job) report(d decision, res result) error {
 	if res.Verified != nil {
 		if err := j.publish(*res.Verified); err != nil {
 			return fmt.Errorf("the verify result: %w", err)
 		}
 	}
-	if d.kind == messages.KindSucceeded {
+	if d.kind == messages.KindSucceeded || len(res.Outcome.Deleted) > 0 {
 		if err := j.updateCatalog(&res.Outcome); err != nil {
 			return fmt.Errorf("the catalog: %w", err)
 		}

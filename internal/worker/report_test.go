@@ -182,3 +182,16 @@ func TestProgressSnapshot(t *testing.T) {
 		t.Errorf("%d reports, want the start of 2 phases and the end of one", out.progress)
 	}
 }
+
+// An attempt that failed half way through a chain has deleted backups that the next attempt does not find.
+func TestWhatAFailedAttemptHasDeletedLeavesTheCatalog(t *testing.T) {
+	r := start(t, Config{}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {
+		return exec.Outcome{Deleted: []exec.Deleted{{ID: "B", Zone: zone, Host: host}}}, messages.Errorf(messages.CodeRepositoryLost, "away")
+	})
+	r.out.catalog["B"], r.out.catalog["A"] = messages.CatalogEntry{ID: "B"}, messages.CatalogEntry{ID: "A"}
+	id, data := take(t, "vm1", 1)
+	r.deliver(id, data)
+	if _, has := r.out.catalog["A"]; len(r.out.catalog) != 1 || !has {
+		t.Errorf("the catalog has %v", r.out.catalog)
+	}
+}
