@@ -28,6 +28,9 @@ func (*runCmd) Help() string {
 // Run works until ctx ends.
 func (c *runCmd) Run(ctx context.Context, h hurry, log zerolog.Logger) error {
 	log = log.With().Str("zone", c.Zone).Str("host", c.Host).Logger()
+	if err := lowerPriority(c.Nice); err != nil {
+		return err
+	}
 	if err := enterNamespace(log); err != nil {
 		return err
 	}

@@ -56,6 +56,11 @@ func TestWorksAndStopsInOrder(t *testing.T) {
 	if ours, its := mountNamespace(t, os.Getpid()), mountNamespace(t, n.cmd.Process.Pid); ours == its {
 		t.Errorf("the worker is in the mount namespace of the test, %s", ours)
 	}
+	for id, nice := range threadsNice(t, n.cmd.Process.Pid) {
+		if nice != 10 {
+			t.Errorf("thread %s has a nice value of %d", id, nice)
+		}
+	}
 	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", n.cmd.Process.Pid))
 	if err != nil || !strings.HasPrefix(string(comm), "hostworker") {
 		t.Errorf("the process is called %q, %v", comm, err)

@@ -53,6 +53,7 @@ type settings struct {
 	StallTimeout time.Duration `help:"How long a repository, or a side of a copy, may be silent before the job ends." default:"60s"`
 	RetryDelay   time.Duration `help:"Wait before the second attempt at a job; it doubles with each." default:"10s"`
 	JobTimeout   time.Duration `help:"How long a job may take, all attempts together, where its command does not say; 0 for as long as it likes." default:"24h"`
+	Nice         int           `help:"How far the worker, and what it starts, stands back where the processors are busy with guests: 0 for not at all, to 19." default:"10"`
 	Grace        time.Duration `help:"How long running jobs have to end at SIGTERM." default:"30s"`
 	Metrics      string        `help:"Serve Prometheus metrics and /healthz here." placeholder:"ADDR"`
 }
@@ -67,6 +68,9 @@ func (s *settings) Validate() error {
 	}
 	if s.Jobs < 1 || s.Jobs > 1000 {
 		return fmt.Errorf("--jobs %d is not from 1 to 1000", s.Jobs)
+	}
+	if s.Nice < 0 || s.Nice > maxNice {
+		return fmt.Errorf("--nice %d is not from 0 to %d", s.Nice, maxNice)
 	}
 	if s.Replicas < 1 || s.Replicas > bus.MaxReplicas {
 		return fmt.Errorf("--replicas %d is not from 1 to %d", s.Replicas, bus.MaxReplicas)
