@@ -10,9 +10,15 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// checkpointPrefix begins the name of each checkpoint of ours; the id of its job, which is its
-// backup's, follows.
+// checkpointPrefix begins the name of each checkpoint of ours; the id of the job that made it, which is its
+// first backup's, follows. Every backup whose manifest names it holds it.
 const checkpointPrefix = "nasfleet-"
+
+// holds says whether a backup, whose manifest names the checkpoint named, or makes no sense and names none,
+// holds a checkpoint: what may be the backup that it was made for does.
+func holds(id, named, checkpoint string) bool {
+	return named == checkpoint || named == "" && checkpointPrefix+id == checkpoint
+}
 
 // point says what a running source does about checkpoints when it begins.
 type point struct {
@@ -65,23 +71,42 @@ func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository) e
 	if t.cmd.Mode == messages.ModeFull {
 		return nil
 	}
-	links, f, err := t.chain.pick(ctx, t.e, src.disks)
+	tips, f, err := t.chain.pick(ctx, t.e, src.disks)
 	if err != nil {
 		return err
 	}
 	if f == nil {
-		f = t.chain.fits(links, src.disks, t.cmd)
-	}
-	if f == nil {
-		f = t.takeOverKey(links)
+		f = t.continueOne(tips, src.disks)
 	}
 	if f != nil {
 		return t.takeFull(f)
 	}
-	t.links = links
-	t.point.since, t.point.disks = links[0].Manifest.Checkpoint, t.point.checkpoint.Disks
-	t.man.Mode, t.man.Parent, t.man.Links = messages.ModeIncremental, links[0].Manifest.ID, len(links)+1
 	return nil
+}
+
+// continueOne continues the first of some backups that can be continued; otherwise it says why the very
+// first cannot.
+func (t *taking) continueOne(tips []repository.Backup, disks []sourceDisk) *full {
+	var first *full
+	for _, tip := range tips {
+		links, f := t.chain.follow(tip)
+		if f == nil {
+			f = t.chain.fits(links, disks, t.cmd)
+		}
+		if f == nil {
+			f = t.takeOverKey(links)
+		}
+		if f == nil {
+			t.links = links
+			t.point.since, t.point.disks = tip.Manifest.Checkpoint, t.point.checkpoint.Disks
+			t.man.Mode, t.man.Parent, t.man.Links = messages.ModeIncremental, tip.Manifest.ID, len(links)+1
+			return nil
+		}
+		if first == nil {
+			first = f
+		}
+	}
+	return first
 }
 
 // takeFull makes the backup a full one, or fails where an incremental was asked for.

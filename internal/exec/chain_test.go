@@ -78,3 +78,94 @@ func TestALibvirtThatIsAwayLosesNoCheckpoint(t *testing.T) {
 		t.Errorf("it was tried to remove it: %s", &log)
 	}
 }
+
+// Every backup that names a checkpoint holds it, also one that is damaged; what has no manifest to read may
+// be the backup that it was made for. Of those that name one the shortest chain is continued.
+func TestWhoHoldsACheckpoint(t *testing.T) {
+	const mine, foreign = "nasfleet: this repository", "nasfleet: another"
+	backup := func(id, uuid, checkpoint string, links int) repository.Backup {
+		return repository.Backup{Manifest: repository.Manifest{ID: id, UUID: uuid, Checkpoint: checkpoint, Links: links}}
+	}
+	s := &survey{
+		dom: hypervisor.Domain{Name: "vm1", UUID: "u"}, description: mine,
+		backups: []repository.Backup{
+			backup("S", "u", checkpointPrefix+"T", 5), backup("T", "u", checkpointPrefix+"T", 4), backup("Z", "u", checkpointPrefix+"T", 0),
+			backup("A", "u", checkpointPrefix+"T", 1), backup("X", "other", checkpointPrefix+"T", 1), backup("P", "u", "", 0),
+		},
+		problems: []repository.Problem{
+			{ID: "D", Checkpoint: checkpointPrefix + "GONE", Err: messages.Errorf(messages.CodeBackupCorrupt, "a file is missing")},
+			{ID: "E", Err: messages.Errorf(messages.CodeBackupCorrupt, "not JSON")},
+		},
+		checkpoints: []hypervisor.Checkpoint{
+			{Name: checkpointPrefix + "T", Description: "an address of the repository that was used once"},
+			{Name: checkpointPrefix + "GONE", Description: mine}, {Name: checkpointPrefix + "E", Description: mine},
+			{Name: checkpointPrefix + "ORPHAN", Description: mine}, {Name: checkpointPrefix + "F", Description: foreign},
+			{Name: "somebody's", Description: mine},
+		},
+	}
+	for name, want := range map[string]string{"T": "S", "GONE": "D", "E": "E", "ORPHAN": "", "F": "", "A": ""} {
+		if got := s.holder(checkpointPrefix + name); got != want {
+			t.Errorf("checkpoint %s is held by %q, want %q", name, got, want)
+		}
+	}
+	var ours []string
+	for _, c := range s.ours() {
+		ours = append(ours, strings.TrimPrefix(c.Name, checkpointPrefix))
+	}
+	if got := strings.Join(ours, " "); got != "T GONE E ORPHAN" {
+		t.Errorf("ours are %s", got)
+	}
+	if s.mayBeHeld() {
+		t.Error("all there is can be read, and a checkpoint may be held all the same")
+	}
+	tips, f, err := s.pick(t.Context(), nil, nil)
+	var order []string
+	for _, b := range tips {
+		order = append(order, b.Manifest.ID)
+	}
+	if got := strings.Join(order, " "); got != "Z A T S" || f != nil || err != nil {
+		t.Errorf("to be continued: %s, %v, %v", got, f, err)
+	}
+	s.problems = append(s.problems, repository.Problem{ID: "U", Err: messages.Errorf(messages.CodeMountFailed, "i/o error")})
+	if !s.mayBeHeld() {
+		t.Error("a backup that cannot be read holds nothing")
+	}
+}
+
+// Of backups that hold one checkpoint the next is continued where the best cannot be.
+func TestContinueOne(t *testing.T) {
+	disk := sourceDisk{name: "vda", path: "/d/vda", format: "qcow2", size: 1 << 20}
+	manifest := func(id, parent string, links int) repository.Manifest {
+		return repository.Manifest{
+			ID: id, UUID: "u", Parent: parent, Links: links, Checkpoint: checkpointPrefix + "T",
+			Disks: []repository.Disk{{Name: "vda", Bitmap: true, VirtualBytes: disk.size, Source: repository.Source{Path: disk.path, Format: disk.format}}},
+		}
+	}
+	full, top, other := manifest("F", "", 0), manifest("T", "F", 2), manifest("C", "", 0)
+	full.Checkpoint = ""
+	for name, tt := range map[string]struct {
+		spoil func(s *survey)
+		want  string
+	}{
+		"the consolidated":                 {func(*survey) {}, "C"},
+		"one that failed a verification":   {func(s *survey) { s.backups[0].Damaged = true }, "T"},
+		"one in the clear":                 {func(s *survey) { s.backups[0].Manifest.Encryption.LUKS = true }, "T"},
+		"one that is gone":                 {func(s *survey) { s.backups = s.backups[1:] }, "T"},
+		"the first says why neither can":   {func(s *survey) { s.backups[0].Damaged, s.backups[2].Damaged = true, true }, ""},
+		"the chain of the original broken": {func(s *survey) { s.backups = s.backups[:2] }, "C"},
+	} {
+		s := &survey{dom: hypervisor.Domain{UUID: "u"}, backups: []repository.Backup{{Manifest: other}, {Manifest: top}, {Manifest: full}},
+			checkpoints: []hypervisor.Checkpoint{{Name: checkpointPrefix + "T", Disks: []string{"vda"}}}}
+		tt.spoil(s)
+		k := &taking{cmd: &messages.TakeBackup{Mode: messages.ModeIncremental}, chain: s}
+		tips, _, err := s.pick(t.Context(), nil, nil)
+		check(t, err)
+		f := k.continueOne(tips, []sourceDisk{disk})
+		if k.man.Parent != tt.want || (f == nil) != (tt.want != "") {
+			t.Errorf("%s: continues %q, %+v", name, k.man.Parent, f)
+		}
+		if tt.want == "" && !strings.Contains(f.why, "backup C ") {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+}

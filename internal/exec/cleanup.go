@@ -83,10 +83,13 @@ func (e *Executor) cleanRepository(ctx context.Context, ws *workspace, cmd *mess
 	if err := repo.Sweep(ctx, repository.Location{BackupPath: cmd.BackupPath, VM: cmd.Target(), ID: ws.job}); err != nil {
 		return nil, err
 	}
-	b, err := repo.Find(ctx, messages.BackupRef{ID: ws.job, VM: cmd.Target(), BackupPath: cmd.BackupPath, Repository: cmd.Repository})
+	ref := messages.BackupRef{ID: ws.job, VM: cmd.Target(), BackupPath: cmd.BackupPath, Repository: cmd.Repository}
+	b, err := repo.Find(ctx, ref)
 	if messages.CodeOf(err) == messages.CodeBackupNotFound {
-		// That of a backup that was committed is what the next incremental needs.
-		e.dropCheckpoint(ctx, cmd.VM, checkpointPrefix+ws.job)
+		if cmd.VM != "" {
+			// That of a backup that was committed is what the next incremental needs.
+			e.dropCheckpoint(ctx, repo, ref, checkpointPrefix+ws.job)
+		}
 		return nil, nil
 	}
 	if err != nil {

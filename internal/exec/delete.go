@@ -3,6 +3,7 @@ package exec
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
@@ -27,9 +28,9 @@ func (e *Executor) remove(ctx context.Context, ws *workspace, cmd *messages.Dele
 		return Outcome{}, errNeeded(cmd.Backup.ID, needing)
 	}
 	r.Phase(messages.PhaseCommitting)
-	self := repository.Dependent{ID: cmd.Backup.ID, Zone: e.cfg.Zone, Host: e.cfg.Host}
+	self := repository.Sibling{ID: cmd.Backup.ID, Zone: e.cfg.Zone, Host: e.cfg.Host}
 	if b, err := repo.Find(ctx, cmd.Backup); err == nil {
-		self = repository.Dependent{ID: b.Manifest.ID, Zone: b.Manifest.Zone, Host: b.Manifest.Host, Checkpoint: b.Manifest.Checkpoint}
+		self = repository.Sibling{ID: b.Manifest.ID, Zone: b.Manifest.Zone, Host: b.Manifest.Host, Checkpoint: b.Manifest.Checkpoint}
 	}
 	out := Outcome{BackupID: cmd.Backup.ID}
 	// The children first: whatever interrupts this, each backup that is left has its chain.
@@ -45,7 +46,7 @@ func (e *Executor) remove(ctx context.Context, ws *workspace, cmd *messages.Dele
 			return Outcome{Deleted: out.Deleted}, err
 		}
 		out.Deleted = append(out.Deleted, Deleted{ID: d.ID, Zone: d.Zone, Host: d.Host})
-		e.dropCheckpoint(ctx, cmd.Backup.VM, d.Checkpoint)
+		e.dropCheckpoint(ctx, repo, ref, d.Checkpoint)
 	}
 	if len(needing) > 0 {
 		out.Notes = append(out.Notes, fmt.Sprintf("deleted with the incrementals that needed it: %s", idsOf(needing)))
@@ -53,11 +54,11 @@ func (e *Executor) remove(ctx context.Context, ws *workspace, cmd *messages.Dele
 	return out, nil
 }
 
-func errNeeded(id string, needing []repository.Dependent) error {
+func errNeeded(id string, needing []repository.Sibling) error {
 	return messages.Errorf(messages.CodeBackupNeeded, "backup %s is needed by %s", id, idsOf(needing))
 }
 
-func idsOf(list []repository.Dependent) string {
+func idsOf(list []repository.Sibling) string {
 	var ids []string
 	for _, d := range list {
 		ids = append(ids, d.ID)
@@ -66,17 +67,30 @@ func idsOf(list []repository.Dependent) string {
 }
 
 // dropCheckpoint removes the checkpoint of a backup that is gone, or never came to be, if its VM is on
-// this host. The next backup of the VM would do so too.
-func (e *Executor) dropCheckpoint(ctx context.Context, vm, name string) {
-	if vm == "" || name == "" || e.cfg.Hypervisor == nil {
+// this host and no other backup holds it. The next backup of the VM would do so too.
+func (e *Executor) dropCheckpoint(ctx context.Context, repo *repository.Repository, gone messages.BackupRef, name string) {
+	if name == "" || e.cfg.Hypervisor == nil {
 		return
+	}
+	err := e.dropUnheld(ctx, repo, gone, name)
+	if err != nil {
+		e.cfg.Log.Warn().Err(err).Str("vm", gone.VM).Str("checkpoint", name).Msg("the checkpoint of a deleted backup stays")
+	}
+}
+
+func (e *Executor) dropUnheld(ctx context.Context, repo *repository.Repository, gone messages.BackupRef, name string) error {
+	others, err := repo.Siblings(ctx, gone)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(others, func(s repository.Sibling) bool { return holds(s.ID, s.Checkpoint, name) }) {
+		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, stateTimeout,
 		messages.Errorf(messages.CodeHypervisorDown, "no answer in %s", stateTimeout))
 	defer cancel()
-	if _, err := e.cfg.Hypervisor.DeleteCheckpoint(ctx, vm, hypervisor.Checkpoint{Name: name}); err != nil {
-		e.cfg.Log.Warn().Err(err).Str("vm", vm).Str("checkpoint", name).Msg("the checkpoint of a deleted backup stays")
-	}
+	_, err = e.cfg.Hypervisor.DeleteCheckpoint(ctx, gone.VM, hypervisor.Checkpoint{Name: name})
+	return err
 }
 
 // list reads the manifests of a repository. A broken one is noted and does not hide the others.

@@ -21,8 +21,8 @@ type survey struct {
 	backups     []repository.Backup // the newest first
 	problems    []repository.Problem
 	checkpoints []hypervisor.Checkpoint
-	// orphans are the ids of backups to this repository that had a checkpoint and are not there: they
-	// never were, or somebody removed them.
+	// orphans are the checkpoints of backups to this repository that are not there: they never were, or
+	// somebody removed them.
 	orphans []string
 }
 
@@ -43,8 +43,8 @@ func (e *Executor) survey(ctx context.Context, repo *repository.Repository, dom 
 		return nil, err // not to know the backups is no reason to remove their checkpoints
 	}
 	for _, c := range s.ours() {
-		if id := strings.TrimPrefix(c.Name, checkpointPrefix); !s.stored(id) {
-			s.orphans = append(s.orphans, id)
+		if s.holder(c.Name) == "" && !s.mayBeHeld() {
+			s.orphans = append(s.orphans, c.Name)
 			s.forget(ctx, e, c)
 		}
 	}
@@ -65,18 +65,31 @@ func (s *survey) unread() error {
 func (s *survey) ours() []hypervisor.Checkpoint {
 	var list []hypervisor.Checkpoint
 	for _, c := range s.checkpoints {
-		id, named := strings.CutPrefix(c.Name, checkpointPrefix)
-		if named && (c.Description == s.description || s.stored(id)) {
+		if strings.HasPrefix(c.Name, checkpointPrefix) && (c.Description == s.description || s.holder(c.Name) != "") {
 			list = append(list, c)
 		}
 	}
 	return list
 }
 
-// stored says whether the repository has, or seems to have, a backup.
-func (s *survey) stored(id string) bool {
-	return slices.ContainsFunc(s.backups, func(b repository.Backup) bool { return b.Manifest.ID == id }) ||
-		slices.ContainsFunc(s.problems, func(p repository.Problem) bool { return p.ID == id })
+// holder returns the id of a backup on the repository that holds a checkpoint, or seems to; "" if none does.
+func (s *survey) holder(checkpoint string) string {
+	for _, b := range s.backups {
+		if holds(b.Manifest.ID, b.Manifest.Checkpoint, checkpoint) {
+			return b.Manifest.ID
+		}
+	}
+	for _, p := range s.problems {
+		if holds(p.ID, p.Checkpoint, checkpoint) {
+			return p.ID
+		}
+	}
+	return ""
+}
+
+// mayBeHeld says that a backup which cannot be read just now may hold any checkpoint.
+func (s *survey) mayBeHeld() bool {
+	return slices.ContainsFunc(s.problems, func(p repository.Problem) bool { return messages.CodeOf(p.Err) == messages.CodeMountFailed })
 }
 
 // forget removes a checkpoint from the VM.
@@ -89,8 +102,8 @@ func (s *survey) forget(ctx context.Context, e *Executor, c hypervisor.Checkpoin
 	s.checkpoints = slices.DeleteFunc(s.checkpoints, func(k hypervisor.Checkpoint) bool { return k.Name == c.Name })
 }
 
-// pick returns the chain to continue, the newest first: that of the newest backup whose checkpoint
-// the VM still has. An error says that libvirt did not tell.
+// pick returns the backups that can be continued, the best first: those that hold the newest checkpoint
+// that the VM still has. An error says that libvirt did not tell.
 func (s *survey) pick(ctx context.Context, e *Executor, disks []sourceDisk) ([]repository.Backup, *full, error) {
 	var newest *repository.Backup
 	for i, b := range s.backups {
@@ -101,8 +114,7 @@ func (s *survey) pick(ctx context.Context, e *Executor, disks []sourceDisk) ([]r
 			newest = &s.backups[i]
 		}
 		if s.checkpoint(b.Manifest.Checkpoint) != nil {
-			links, f := s.follow(s.backups[i])
-			return links, f, nil
+			return s.tips(b.Manifest.Checkpoint), nil, nil
 		}
 	}
 	f := fullBecause(messages.FullNoChain, "the repository has no backup of the vm that an incremental can continue")
@@ -112,18 +124,31 @@ func (s *survey) pick(ctx context.Context, e *Executor, disks []sourceDisk) ([]r
 			return nil, nil, err
 		}
 		if f == nil {
-			links, f := s.follow(*newest)
-			return links, f, nil
+			return s.tips(newest.Manifest.Checkpoint), nil, nil
 		}
 	}
 	if left := s.ours(); len(left) > 0 { // they are of backups that cannot be read
-		id := strings.TrimPrefix(left[len(left)-1].Name, checkpointPrefix)
+		name := left[len(left)-1].Name
+		id := cmp.Or(s.holder(name), strings.TrimPrefix(name, checkpointPrefix))
 		return nil, fullBecause(messages.FullParentBroken, "backup %s is damaged", id), nil
 	}
 	if len(s.orphans) > 0 {
-		return nil, fullBecause(messages.FullParentBroken, "backup %s is not on this repository", s.orphans[len(s.orphans)-1]), nil
+		id := strings.TrimPrefix(s.orphans[len(s.orphans)-1], checkpointPrefix)
+		return nil, fullBecause(messages.FullParentBroken, "backup %s is not on this repository", id), nil
 	}
 	return nil, f, nil
+}
+
+// tips are the backups of the VM that hold a checkpoint. The best is the one with the shortest chain: what
+// its restore has to read is least, and what it was made of can go.
+func (s *survey) tips(checkpoint string) []repository.Backup {
+	tips := slices.DeleteFunc(slices.Clone(s.backups), func(b repository.Backup) bool {
+		return b.Manifest.UUID != s.dom.UUID || b.Manifest.Checkpoint != checkpoint
+	})
+	slices.SortStableFunc(tips, func(a, b repository.Backup) int {
+		return cmp.Compare(max(a.Manifest.Links, 1), max(b.Manifest.Links, 1))
+	})
+	return tips
 }
 
 // adopt makes libvirt know a checkpoint again that it has forgotten. The bitmaps are in the disks

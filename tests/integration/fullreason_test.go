@@ -89,7 +89,7 @@ func TestAutoSaysWhyItIsFull(t *testing.T) {
 	}{
 		{reason: messages.FullEvery, args: []string{"--full-every", "2"}},
 		{reason: messages.FullBitmapBroken, cause: func() { // the host has crashed
-			for _, pid := range lab.ProcessesWithArg(t, "guest=vm,") {
+			for _, pid := range lab.ProcessesWithArg(t, c.disk.Path) {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 			lab.Eventually(t, "the VM is off", func() bool { return c.vm.State(t) == "shut off" })

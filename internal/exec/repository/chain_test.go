@@ -74,6 +74,7 @@ func chainOf(t *testing.T, r *Repository, n int) []Location {
 		if i > 0 {
 			m.Mode, m.Parent, m.Links, m.Disks[0].Incremental = messages.ModeIncremental, locs[i-1].ID, i+1, true
 		}
+		m.Checkpoint = "nasfleet-" + loc.ID
 		_, err = p.Commit(t.Context(), m)
 		check(t, err)
 		locs = append(locs, loc)
@@ -106,6 +107,23 @@ func TestChain(t *testing.T) {
 	deps, err = r.Dependents(t.Context(), ref(locs[1]))
 	if err != nil || len(deps) != 2 {
 		t.Errorf("%+v, %v", deps, err)
+	}
+	// Of a folder that is no backup the ID is all that is known.
+	beside, err := r.Siblings(t.Context(), ref(locs[1]))
+	check(t, err)
+	for _, s := range beside {
+		damaged := s.ID == locs[2].ID && s.Parent == locs[1].ID && s.Checkpoint != ""
+		none := s == Sibling{ID: filepath.Base(stray)}
+		if s.ID == locs[1].ID || (s.Checkpoint == "") != none || s.ID == locs[2].ID && !damaged {
+			t.Errorf("beside %s lies %+v", locs[1].ID, s)
+		}
+	}
+	if len(beside) != 4 {
+		t.Errorf("%+v", beside)
+	}
+	_, problems, err := r.List(t.Context(), locs[2].BackupPath, locs[2].VM)
+	if err != nil || len(problems) != 2 || problems[0].Checkpoint != "nasfleet-"+locs[2].ID || problems[1].Checkpoint != "" {
+		t.Errorf("%+v, %v", problems, err)
 	}
 	_, err = r.Chain(t.Context(), ref(locs[3]))
 	wantCode(t, err, messages.CodeChainBroken)

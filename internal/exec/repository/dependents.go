@@ -12,8 +12,9 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// Dependent is an incremental that cannot be restored without another backup.
-type Dependent struct {
+// Sibling is what the manifest of a backup says of its place among the others of its VM. Of one that makes
+// no sense it is the ID alone, which is the folder's name.
+type Sibling struct {
 	ID         string `json:"id"`
 	Parent     string `json:"parent"`
 	Zone       string `json:"zone"`
@@ -21,24 +22,34 @@ type Dependent struct {
 	Checkpoint string `json:"checkpoint"`
 }
 
-// Dependents returns the incrementals that continue a backup, directly or not, each before the one
-// that it continues itself. They count as such even where they are damaged, as long as their
-// manifest can be read; the backup need not be there.
-func (r *Repository) Dependents(ctx context.Context, ref messages.BackupRef) ([]Dependent, error) {
+// Siblings returns the backups that lie beside one, whether that is there or not. A manifest that cannot be
+// read, other than one that makes no sense, is an error.
+func (r *Repository) Siblings(ctx context.Context, ref messages.BackupRef) ([]Sibling, error) {
 	loc := locationOf(ref)
 	if err := loc.check(); err != nil {
 		return nil, err
 	}
-	what := "look for what needs " + loc.String()
-	all, err := call(ctx, r, long, what, func(ctx context.Context, root *os.Root) ([]Dependent, error) { return parents(ctx, root, loc) })
+	what := "look at what lies beside " + loc.String()
+	all, err := call(ctx, r, long, what, func(ctx context.Context, root *os.Root) ([]Sibling, error) { return siblings(ctx, root, loc) })
 	if err != nil {
 		return nil, readError(what, err)
 	}
-	var found []Dependent
-	for level := []string{loc.ID}; len(level) > 0; {
+	return all, nil
+}
+
+// Dependents returns the incrementals that continue a backup, directly or not, each before the one
+// that it continues itself. They count as such even where they are damaged, as long as their
+// manifest can be read; the backup need not be there.
+func (r *Repository) Dependents(ctx context.Context, ref messages.BackupRef) ([]Sibling, error) {
+	all, err := r.Siblings(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	var found []Sibling
+	for level := []string{ref.ID}; len(level) > 0; {
 		var next []string
 		for _, d := range all {
-			if slices.Contains(level, d.Parent) && !slices.ContainsFunc(found, func(f Dependent) bool { return f.ID == d.ID }) {
+			if slices.Contains(level, d.Parent) && !slices.ContainsFunc(found, func(f Sibling) bool { return f.ID == d.ID }) {
 				found = append(found, d)
 				next = append(next, d.ID)
 			}
@@ -49,8 +60,7 @@ func (r *Repository) Dependents(ctx context.Context, ref messages.BackupRef) ([]
 	return found, nil
 }
 
-// parents reads what the manifests beside a backup say of the parents of theirs.
-func parents(ctx context.Context, root *os.Root, loc Location) ([]Dependent, error) {
+func siblings(ctx context.Context, root *os.Root, loc Location) ([]Sibling, error) {
 	entries, err := readFolder(root, loc.folder())
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNotFolder) {
 		return nil, nil
@@ -58,7 +68,7 @@ func parents(ctx context.Context, root *os.Root, loc Location) ([]Dependent, err
 	if err != nil {
 		return nil, err
 	}
-	var all []Dependent
+	var all []Sibling
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -66,26 +76,30 @@ func parents(ctx context.Context, root *os.Root, loc Location) ([]Dependent, err
 		if messages.CheckID("backup id", e.Name()) != nil || e.Name() == loc.ID {
 			continue
 		}
-		d, err := parentOf(root, path.Join(loc.folder(), e.Name()))
-		switch {
-		case err == nil && d.ID == e.Name() && d.Parent != "":
-			all = append(all, d)
-		case unreadable(err):
+		s, err := siblingOf(root, loc.folder(), e.Name())
+		if unreadable(err) {
 			return nil, err
 		}
+		all = append(all, s)
 	}
 	return all, nil
 }
 
-func parentOf(root *os.Root, folder string) (d Dependent, err error) {
-	err = inFolder(root, folder, func(dir *os.Root) error {
+// siblingOf reads the manifest of a backup, whatever else may be wrong with it. The ID alone is known with an
+// error.
+func siblingOf(root *os.Root, folder, id string) (Sibling, error) {
+	var s Sibling
+	err := inFolder(root, path.Join(folder, id), func(dir *os.Root) error {
 		data, err := readLimited(dir, manifestName, maxManifestBytes)
 		if err != nil {
 			return err
 		}
-		return json.Unmarshal(data, &d)
+		return json.Unmarshal(data, &s)
 	})
-	return d, err
+	if err != nil || s.ID != id {
+		return Sibling{ID: id}, err
+	}
+	return s, nil
 }
 
 // unreadable tells a repository that cannot be read from a folder that is no backup. Not to know what

@@ -31,8 +31,10 @@ type Backup struct {
 type Problem struct {
 	VM string
 	// ID is empty where a VM's whole folder cannot be read.
-	ID  string
-	Err error
+	ID string
+	// Checkpoint is what its manifest names, as far as that can be read; "" for none.
+	Checkpoint string
+	Err        error
 }
 
 // Find returns a backup, judged by its manifest and the files it names. Its errors are CodeBackupNotFound,
@@ -221,7 +223,8 @@ func (l *listing) walkVM(ctx context.Context, vm string) error {
 		}
 		b, err := l.r.load(l.root, Location{l.backupPath, vm, e.Name()})
 		if err != nil {
-			l.problems = append(l.problems, Problem{VM: vm, ID: e.Name(), Err: err})
+			s, _ := siblingOf(l.root, path.Join(l.backupPath, vm), e.Name())
+			l.problems = append(l.problems, Problem{VM: vm, ID: e.Name(), Checkpoint: s.Checkpoint, Err: err})
 			continue
 		}
 		l.backups = append(l.backups, *b)

@@ -49,8 +49,9 @@ type Manifest struct {
 	Parent string `json:"parent,omitempty"`
 	// Links is how many backups a restore reads: one more than the parent's. 0 stands for 1.
 	Links int `json:"links,omitempty"`
-	// Checkpoint is the name of libvirt's checkpoint of CreatedAt, which an incremental can continue
-	// from as long as libvirt has it; "" where there was none.
+	// Checkpoint is the name of a libvirt checkpoint, which an incremental can continue from as long as
+	// libvirt has it: it says what has changed since CreatedAt, at least. Several backups can name one, and
+	// each of them holds it. "" where there was none.
 	Checkpoint string `json:"checkpoint,omitempty"`
 	// Quiesced says whether the guest's file systems were frozen at CreatedAt, FrozenSeconds for how long.
 	Quiesced      bool    `json:"quiesced"`
