@@ -73,11 +73,8 @@ func (e *Executor) checkPath(p string) error {
 		}
 		return nil
 	}
-	for _, dir := range e.cfg.AllowPaths {
-		allowed, err := resolve(dir)
-		if err == nil && within(real, allowed) {
-			return nil
-		}
+	if withinAny(real, e.cfg.AllowPaths) {
+		return nil
 	}
 	return messages.Errorf(messages.CodePathNotAllowed, "%s is in none of the folders that this host allows: %s", real, strings.Join(e.cfg.AllowPaths, ", "))
 }

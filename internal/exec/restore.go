@@ -36,6 +36,8 @@ type restoreTarget struct {
 	// path is what the disk will be; tmp is the new file that becomes it at the end, "" where an
 	// existing disk is overwritten in place.
 	path, tmp, format string
+	// backing is what lies below an existing disk.
+	backing []storaged.Image
 	// restored says that an attempt before this one has restored the disk, and died before it could say so.
 	restored bool
 
@@ -230,7 +232,7 @@ func (t *restoring) copyDisk(ctx context.Context, to *restoreTarget) error {
 
 // openExisting opens a disk to overwrite it. Its lock keeps the VM from being started meanwhile.
 func (t *restoring) openExisting(ctx context.Context, into *storaged.Daemon, to *restoreTarget) error {
-	if err := into.OpenForWrite(ctx, to.disk.Name, storaged.Disk{Path: to.path, Format: to.format}); err != nil {
+	if err := into.OpenForWrite(ctx, to.disk.Name, storaged.Disk{Path: to.path, Format: to.format, Backing: to.backing}); err != nil {
 		return err
 	}
 	size, err := exportSize(ctx, into.Socket(), to.disk.Name)

@@ -3,6 +3,7 @@ package exec
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -138,7 +139,11 @@ func (t *restoring) aimAtVM(ctx context.Context, disks []repository.Disk) error 
 		if err := v.CheckOpen(); err != nil {
 			return err
 		}
-		t.to = append(t.to, &restoreTarget{disk: d, path: v.Path, format: v.Format})
+		backing, err := t.e.backing(ctx, v)
+		if err != nil {
+			return fmt.Errorf("disk %s of vm %s: %w", d.Name, t.cmd.ToVM, err)
+		}
+		t.to = append(t.to, &restoreTarget{disk: d, path: v.Path, format: v.Format, backing: backing})
 	}
 	return nil
 }

@@ -56,13 +56,7 @@ type moment struct {
 // source finds out what a command is to back up.
 func (e *Executor) source(ctx context.Context, cmd *messages.TakeBackup) (source, error) {
 	if len(cmd.Images) > 0 {
-		s, err := onHost(ctx, messages.CodeSourceReadFailed, "look at the images", func() (*offlineSource, error) {
-			return newImageSource(e, cmd.Images)
-		})
-		if err != nil {
-			return nil, err
-		}
-		return s, nil
+		return newImageSource(ctx, e, cmd.Images)
 	}
 	if e.cfg.Hypervisor == nil {
 		return nil, messages.Errorf(messages.CodeVMNotFound, "vm %s: this host was set up without libvirt", cmd.VM).
@@ -88,5 +82,5 @@ func (e *Executor) source(ctx context.Context, cmd *messages.TakeBackup) (source
 		}
 		return newRunningSource(e, dom, cmd.Quiesce), nil
 	}
-	return newStoppedSource(e, dom)
+	return newStoppedSource(ctx, e, dom)
 }

@@ -34,45 +34,60 @@ type fingerprint struct {
 	mtime time.Time
 }
 
-func newStoppedSource(e *Executor, dom hypervisor.Domain) (*offlineSource, error) {
+func newStoppedSource(ctx context.Context, e *Executor, dom hypervisor.Domain) (*offlineSource, error) {
 	s := &offlineSource{e: e, dom: &dom}
 	for _, d := range dom.Disks {
 		if err := d.CheckOpen(); err != nil {
 			return nil, err
 		}
+		backing, err := e.backing(ctx, d)
+		if err != nil {
+			return nil, fmt.Errorf("disk %s of vm %s: %w", d.Target, dom.Name, err)
+		}
 		s.disks = append(s.disks, sourceDisk{name: d.Target, path: d.Path, format: d.Format})
 		// Sharing lets the guest start at any time: the backup gives way (check), not the VM.
-		s.opens = append(s.opens, storaged.Disk{Path: d.Path, Format: d.Format, ForceShare: true})
+		s.opens = append(s.opens, storaged.Disk{Path: d.Path, Format: d.Format, ForceShare: true, Backing: backing})
 	}
 	return s, nil
 }
 
-func newImageSource(e *Executor, images []messages.Image) (*offlineSource, error) {
+func newImageSource(ctx context.Context, e *Executor, images []messages.Image) (*offlineSource, error) {
 	s := &offlineSource{e: e}
 	for i, img := range images {
-		format := img.Format
-		if format == "" {
-			var err error
-			if format, err = sniff(img.Path); err != nil {
-				return nil, err
-			}
-		}
-		s.disks = append(s.disks, sourceDisk{name: fmt.Sprintf("disk%d", i), path: img.Path, format: format})
+		image := storaged.Image{Path: img.Path, Format: img.Format}
+		var backing []storaged.Image
+		var err error
 		// A guest can write a qcow2 header into its raw disk: a format nobody stated opens no other file.
-		s.opens = append(s.opens, storaged.Disk{Path: img.Path, Format: format, NoReferences: img.Format == ""})
+		if image.Format == "" {
+			image.Format, err = onHost(ctx, messages.CodeSourceReadFailed, "look at the images", func() (string, error) { return sniff(img.Path) })
+		} else {
+			backing, err = e.follow(ctx, image, nil, nil)
+		}
+		if err != nil {
+			return nil, err
+		}
+		s.disks = append(s.disks, sourceDisk{name: fmt.Sprintf("disk%d", i), path: image.Path, format: image.Format})
+		s.opens = append(s.opens, storaged.Disk{Path: image.Path, Format: image.Format, Backing: backing})
 	}
 	return s, nil
+}
+
+// lookAt looks at an image before it is opened, because to open a pipe can take forever.
+func lookAt(path string) (isFile bool, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return false, messages.Errorf(messages.CodeDiskNotFound, "image: %w", err)
+	}
+	if mode := info.Mode(); !mode.IsRegular() && mode.Type() != fs.ModeDevice {
+		return false, messages.Errorf(messages.CodeDiskUnsupported, "image %s is neither a regular file nor a block device", path)
+	}
+	return info.Mode().IsRegular(), nil
 }
 
 // sniff tells qcow2 from raw by the first four bytes (docs/interop/qcow2.txt of QEMU).
 func sniff(path string) (string, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", messages.Errorf(messages.CodeDiskNotFound, "image: %w", err)
-	}
-	// Looked at first: to open a pipe can take forever.
-	if mode := info.Mode(); !mode.IsRegular() && mode.Type() != fs.ModeDevice {
-		return "", messages.Errorf(messages.CodeDiskUnsupported, "image %s is neither a regular file nor a block device", path)
+	if _, err := lookAt(path); err != nil {
+		return "", err
 	}
 	f, err := os.Open(path)
 	if err != nil {

@@ -3,7 +3,7 @@ package hypervisor
 import (
 	"encoding/xml"
 	"path/filepath"
-	"slices"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -32,8 +32,8 @@ func testDefine(t *testing.T, l *lab.Libvirt, h *Hypervisor) {
 	}
 	vm.Start(t)
 	again := inspect(t, h, "define")
-	want := Disk{Target: "vda", Kind: KindFile, Path: copied, Format: "raw", SizeBytes: 8 * lab.MiB}
-	if again.UUID != d.UUID || !slices.Equal(again.Disks, []Disk{want}) {
+	want := Disk{Target: "vda", Kind: KindFile, Path: copied, Format: "raw", SizeBytes: 8 * lab.MiB, BackingEnds: true}
+	if again.UUID != d.UUID || !reflect.DeepEqual(again.Disks, []Disk{want}) {
 		t.Errorf("got %s %+v", again.UUID, again.Disks)
 	}
 	bad := "<domain type='qemu'><name>bad</name><memory>65536</memory><os><type machine='none-such'>hvm</type></os></domain>"
@@ -96,7 +96,7 @@ func TestRewriteDisks(t *testing.T) {
 		{Target: "vdb", Kind: KindFile, Path: "/new/b.raw", Format: "raw"},
 		{Target: "sda", Kind: KindFile, Path: "/new/c.raw", Format: "raw"},
 	}
-	if !slices.Equal(disks, want) || len(skipped) != 2 {
+	if !reflect.DeepEqual(disks, want) || len(skipped) != 2 {
 		t.Errorf("got %+v, %+v", disks, skipped)
 	}
 	wantNotes := []string{"disk vdc was not restored", "drive sdb is empty", "disk vdz is not in"}

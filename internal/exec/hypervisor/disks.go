@@ -32,9 +32,21 @@ type Disk struct {
 	Encrypted bool
 	// SizeBytes is what the guest sees; 0 when libvirt cannot tell.
 	SizeBytes int64
+	// Backing is what the definition says lies below, the nearest first; mostly it says nothing, and libvirt
+	// believes the headers of the images. BackingEnds says that nothing lies below the last of them.
+	Backing     []Image
+	BackingEnds bool
 
 	pool, volume string
 	slice        bool
+}
+
+// Image is an image below a disk.
+type Image struct {
+	Kind Kind
+	// Path of the file or block device; "" for other kinds.
+	Path   string
+	Format string
 }
 
 // Skipped is a device that is left out of a backup, and why.
@@ -55,6 +67,12 @@ func (d Disk) CheckOpen() error {
 			WithHint("Back the VM up while it runs, or move the disk to a file or block device of its own.")
 	case d.Encrypted:
 		return messages.Errorf(messages.CodeSourceEncrypted, "disk %s is encrypted", d.Target)
+	}
+	for _, b := range d.Backing {
+		if b.Path == "" {
+			return messages.Errorf(messages.CodeDiskUnsupported, "disk %s lies on an image of type %s", d.Target, b.Kind).
+				WithHint("Back the VM up while it runs, or move the image to a file or block device of its own.")
+		}
 	}
 	return nil
 }
@@ -121,23 +139,51 @@ func diskOf(x libvirtxml.DomainDisk) Disk {
 	if x.Driver != nil && x.Driver.Type != "" {
 		d.Format = x.Driver.Type
 	}
-	switch s := x.Source; {
-	case s.File != nil:
-		d.Kind, d.Path = KindFile, s.File.File
-	case s.Block != nil:
-		d.Kind, d.Path = KindBlock, s.Block.Dev
-	case s.Network != nil:
-		d.Kind = KindNetwork
-	case s.Volume != nil:
-		d.Kind, d.pool, d.volume = KindVolume, s.Volume.Pool, s.Volume.Volume
-	case s.NVME != nil:
-		d.Kind = "nvme"
-	case s.Dir != nil:
-		d.Kind = "dir"
-	default:
-		d.Kind = "unknown"
+	d.Kind, d.Path = whereOf(x.Source)
+	if v := x.Source.Volume; v != nil {
+		d.pool, d.volume = v.Pool, v.Volume
 	}
+	d.Backing, d.BackingEnds = backingOf(x.BackingStore)
 	return d
+}
+
+// whereOf returns where a source lies.
+func whereOf(s *libvirtxml.DomainDiskSource) (Kind, string) {
+	switch {
+	case s.File != nil:
+		return KindFile, s.File.File
+	case s.Block != nil:
+		return KindBlock, s.Block.Dev
+	case s.Network != nil:
+		return KindNetwork, ""
+	case s.Volume != nil:
+		return KindVolume, ""
+	case s.NVME != nil:
+		return "nvme", ""
+	case s.Dir != nil:
+		return "dir", ""
+	}
+	return "unknown", ""
+}
+
+// backingOf reads what a definition says lies below a disk. An empty element says that nothing does.
+func backingOf(b *libvirtxml.DomainDiskBackingStore) (stated []Image, ends bool) {
+	for ; b != nil; b = b.BackingStore {
+		image := Image{Kind: "unknown", Format: "raw"} // libvirt's own default
+		if hasSource(b.Source) {
+			image.Kind, image.Path = whereOf(b.Source)
+		}
+		if b.Format != nil && b.Format.Type != "" {
+			image.Format = b.Format.Type
+		} else if image.Kind == "unknown" {
+			return stated, true
+		}
+		if b.Source != nil && b.Source.Slices != nil {
+			image.Kind, image.Path = "slice", ""
+		}
+		stated = append(stated, image)
+	}
+	return stated, false
 }
 
 // encrypted looks for encryption anywhere in a disk's chain.

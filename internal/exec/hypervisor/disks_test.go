@@ -1,6 +1,7 @@
 package hypervisor
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
@@ -36,7 +37,23 @@ func TestDisksOf(t *testing.T) {
 		"encrypted base": {xml: `<disk type='file' device='disk'><driver type='qcow2'/><source file='/a'/>
 			<backingStore type='file'><format type='qcow2'/><source file='/b'/>
 			<backingStore type='file'><format type='raw'/><source file='/c'><encryption format='luks'/></source></backingStore></backingStore>` + end,
-			want: Disk{Kind: KindFile, Path: "/a", Format: "qcow2", Encrypted: true}, open: messages.CodeSourceEncrypted},
+			want: Disk{Kind: KindFile, Path: "/a", Format: "qcow2", Encrypted: true, Backing: []Image{
+				{KindFile, "/b", "qcow2"}, {KindFile, "/c", "raw"},
+			}}, open: messages.CodeSourceEncrypted},
+		"nothing below": {xml: "<disk type='file' device='disk'><driver type='qcow2'/><source file='/a'/><backingStore/>" + end,
+			want: Disk{Kind: KindFile, Path: "/a", Format: "qcow2", BackingEnds: true}},
+		"chain": {xml: `<disk type='file' device='disk'><driver type='qcow2'/><source file='/a'/>
+			<backingStore type='file'><format type='qcow2'/><source file='/b'/>
+			<backingStore type='block'><source dev='/dev/c'/><backingStore/></backingStore></backingStore>` + end,
+			want: Disk{Kind: KindFile, Path: "/a", Format: "qcow2", BackingEnds: true, Backing: []Image{
+				{KindFile, "/b", "qcow2"}, {KindBlock, "/dev/c", "raw"},
+			}}},
+		"network below": {xml: `<disk type='file' device='disk'><driver type='qcow2'/><source file='/a'/>
+			<backingStore type='network'><format type='raw'/><source protocol='nbd' name='x'/></backingStore>` + end,
+			want: Disk{Kind: KindFile, Path: "/a", Format: "qcow2", Backing: []Image{{KindNetwork, "", "raw"}}}, open: messages.CodeDiskUnsupported},
+		"slice below": {xml: `<disk type='file' device='disk'><driver type='qcow2'/><source file='/a'/>
+			<backingStore type='file'><format type='raw'/><source file='/b'><slices><slice type='storage' offset='512' size='1024'/></slices></source></backingStore>` + end,
+			want: Disk{Kind: KindFile, Path: "/a", Format: "qcow2", Backing: []Image{{"slice", "", "raw"}}}, open: messages.CodeDiskUnsupported},
 
 		"cdrom":       {xml: "<disk type='file' device='cdrom'><source file='/a'/>" + end, skip: "CD-ROM"},
 		"floppy":      {xml: "<disk type='file' device='floppy'>" + end, skip: "floppy"},
@@ -61,7 +78,7 @@ func TestDisksOf(t *testing.T) {
 				return
 			}
 			c.want.Target = "vda"
-			if len(disks) != 1 || len(skipped) != 0 || disks[0] != c.want {
+			if len(disks) != 1 || len(skipped) != 0 || !reflect.DeepEqual(disks[0], c.want) {
 				t.Fatalf("disks %+v, skipped %+v", disks, skipped)
 			}
 			wantCode(t, disks[0].CheckOpen(), c.open)
@@ -69,6 +86,22 @@ func TestDisksOf(t *testing.T) {
 	}
 	if disks, skipped := disksOf(libvirtxml.Domain{}); disks != nil || skipped != nil {
 		t.Error("a VM without devices has disks")
+	}
+}
+
+func TestPoolFolder(t *testing.T) {
+	for definition, want := range map[string][]string{
+		"<pool type='dir'><name>a</name><target><path>/srv/a b</path></target></pool>":    {"/srv/a b"},
+		"<pool type='netfs'><name>a</name><target><path>/srv/nas</path></target></pool>":  {"/srv/nas"},
+		"<pool type='logical'><name>a</name><target><path>/dev/vg</path></target></pool>": nil,
+		"<pool type='disk'><name>a</name><target><path>/dev</path></target></pool>":       nil,
+		"<pool type='rbd'><name>a</name><source><name>p</name></source></pool>":           nil,
+		"<pool type='dir'><name>a</name><target/></pool>":                                 nil,
+		"<pool": nil,
+	} {
+		if got := poolFolder(definition); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v", definition, got)
+		}
 	}
 }
 

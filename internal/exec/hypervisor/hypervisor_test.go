@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -79,10 +80,10 @@ func testTwoDisks(t *testing.T, l *lab.Libvirt, h *Hypervisor) {
 
 	d := inspect(t, h, "two")
 	want := []Disk{
-		{Target: "vda", Kind: KindFile, Path: top, Format: "qcow2", SizeBytes: 16 * lab.MiB},
-		{Target: "vdb", Kind: KindFile, Path: raw, Format: "raw", SizeBytes: 8 * lab.MiB},
+		{Target: "vda", Kind: KindFile, Path: top, Format: "qcow2", SizeBytes: 16 * lab.MiB, Backing: []Image{{KindFile, base, "qcow2"}}, BackingEnds: true},
+		{Target: "vdb", Kind: KindFile, Path: raw, Format: "raw", SizeBytes: 8 * lab.MiB, BackingEnds: true},
 	}
-	if d.State != Running || !slices.Equal(d.Disks, want) || len(d.Skipped) != 0 {
+	if d.State != Running || !reflect.DeepEqual(d.Disks, want) || len(d.Skipped) != 0 {
 		t.Errorf("got %v %+v, skipped %v", d.State, d.Disks, d.Skipped)
 	}
 	if d.UID == 0 || d.GID == 0 {
@@ -144,10 +145,10 @@ func testDevices(t *testing.T, l *lab.Libvirt, h *Hypervisor) {
 
 	d := inspect(t, h, "devices")
 	want := []Disk{
-		{Target: "vda", Kind: KindFile, Path: filepath.Join(dir, "a.qcow2"), Format: "qcow2", SizeBytes: 8 * lab.MiB},
-		{Target: "vdb", Kind: KindBlock, Path: device, Format: "raw", SizeBytes: 8 * lab.MiB},
+		{Target: "vda", Kind: KindFile, Path: filepath.Join(dir, "a.qcow2"), Format: "qcow2", SizeBytes: 8 * lab.MiB, BackingEnds: true},
+		{Target: "vdb", Kind: KindBlock, Path: device, Format: "raw", SizeBytes: 8 * lab.MiB, BackingEnds: true},
 	}
-	if !slices.Equal(d.Disks, want) {
+	if !reflect.DeepEqual(d.Disks, want) {
 		t.Errorf("the disks are %+v", d.Disks)
 	}
 	var left []string
@@ -209,7 +210,7 @@ func testStopped(t *testing.T, l *lab.Libvirt, h *Hypervisor) {
 	vm := l.DefineVM(t, lab.VMOptions{Name: "stopped", Disks: []lab.Disk{{Path: path}}, Stopped: true})
 	d := inspect(t, h, "stopped")
 	want := Disk{Target: "vda", Kind: KindFile, Path: path, Format: "qcow2", SizeBytes: 8 * lab.MiB}
-	if d.State != Stopped || !slices.Equal(d.Disks, []Disk{want}) {
+	if d.State != Stopped || !reflect.DeepEqual(d.Disks, []Disk{want}) {
 		t.Errorf("got %v %+v", d.State, d.Disks)
 	}
 	if err := d.Disks[0].CheckOpen(); err != nil {

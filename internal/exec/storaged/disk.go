@@ -30,10 +30,14 @@ type Disk struct {
 	// ForceShare reads a disk that another process has open for writing, or opens meanwhile: what
 	// is read may be torn. Without it a qcow2 disk stays locked, so that its VM cannot start.
 	ForceShare bool
-	// NoReferences refuses a qcow2 image that names another file (backing or data file). Set it
-	// for an image whose maker is not trusted with the names of this host's files.
-	NoReferences bool
+	// Backing is what lies below a qcow2 disk, the nearest first. It alone says so: no name in the header of
+	// an image is ever opened, because whoever made the image has chosen it. An image at the end of
+	// the chain that names a backing file, and any that has an external data file, is refused.
+	Backing []Image
 }
+
+// Image is a file or block device below a disk, and the format it is in.
+type Image struct{ Path, Format string }
 
 // NewDisk is a disk to be made: a regular file of mode 0600.
 type NewDisk struct {
@@ -43,11 +47,10 @@ type NewDisk struct {
 	Size int64
 }
 
-// OpenDisk exports a disk for reading. A qcow2 image is opened with its backing chain.
+// OpenDisk exports a disk for reading.
 func (d *Daemon) OpenDisk(ctx context.Context, export string, disk Disk) error {
 	err := d.build(ctx, export, func(ctx context.Context, g *graph) error {
-		options, err := diskFile(ctx, disk)
-		if err != nil {
+		if err := checkChain(disk); err != nil {
 			return err
 		}
 		if !disk.ForceShare {
@@ -55,18 +58,12 @@ func (d *Daemon) OpenDisk(ctx context.Context, export string, disk Disk) error {
 				return err
 			}
 		}
-		options["read-only"], options["force-share"] = true, disk.ForceShare
-		file, err := g.node(ctx, options)
+		below, err := g.openBacking(ctx, disk)
 		if err != nil {
 			return err
 		}
-		top, err := g.node(ctx, object{
-			"driver": disk.Format, "file": file, "read-only": true, "force-share": disk.ForceShare,
-		})
+		top, err := g.openImage(ctx, Image{disk.Path, disk.Format}, below, disk.ForceShare)
 		if err != nil {
-			return err
-		}
-		if err := g.checkReferences(ctx, disk, top); err != nil {
 			return err
 		}
 		return g.export(ctx, export, top, false)
@@ -78,7 +75,15 @@ func (d *Daemon) OpenDisk(ctx context.Context, export string, disk Disk) error {
 // process has open (CodeVMRunning).
 func (d *Daemon) OpenForWrite(ctx context.Context, export string, disk Disk) error {
 	err := d.build(ctx, export, func(ctx context.Context, g *graph) error {
-		options, err := diskFile(ctx, disk)
+		if err := checkChain(disk); err != nil {
+			return err
+		}
+		below, err := g.openBacking(ctx, disk)
+		if err != nil {
+			return err
+		}
+		image := Image{disk.Path, disk.Format}
+		options, err := imageFile(ctx, image, below == nil)
 		if err != nil {
 			return err
 		}
@@ -87,11 +92,11 @@ func (d *Daemon) OpenForWrite(ctx context.Context, export string, disk Disk) err
 		if err != nil {
 			return err
 		}
-		top, err := g.writeNode(ctx, object{"driver": disk.Format, "file": file, "discard": "unmap"}, nil)
+		top, err := g.writeNode(ctx, onNode(image, file, below, object{"discard": "unmap"}), nil)
 		if err != nil {
 			return err
 		}
-		if err := g.checkReferences(ctx, disk, top); err != nil {
+		if err := g.checkReferences(ctx, image, top, below == nil); err != nil {
 			return err
 		}
 		return g.export(ctx, export, top, true)
@@ -167,90 +172,6 @@ func makeFile(path string) error {
 		return also(err, os.Remove(path))
 	}
 	return nil
-}
-
-// diskFile looks at a disk that exists and returns the options of the node at its bottom.
-func diskFile(ctx context.Context, disk Disk) (object, error) {
-	return ofFile(ctx, func() (object, error) { return lookAtDisk(disk) })
-}
-
-func lookAtDisk(disk Disk) (object, error) {
-	if disk.Format != FormatRaw && disk.Format != FormatQcow2 {
-		return nil, errFormat(disk.Format)
-	}
-	if err := checkPath(disk.Path); err != nil {
-		return nil, err
-	}
-	info, err := os.Stat(disk.Path)
-	if err != nil {
-		return nil, err
-	}
-	options := fileNode(disk.Path, object{})
-	switch mode := info.Mode(); {
-	case mode.IsRegular():
-	case mode.Type() == fs.ModeDevice:
-		options["driver"] = "host_device"
-	default:
-		return nil, messages.Errorf(messages.CodeDiskUnsupported, "it is neither a regular file nor a block device")
-	}
-	// Looked at before it is opened too: opening a reference can have effects of its own.
-	if disk.Format == FormatQcow2 && disk.NoReferences {
-		header, err := readHeader(disk.Path)
-		if err == nil {
-			err = checkQcow2(header)
-		}
-		if err != nil {
-			return nil, unsupported(err)
-		}
-	}
-	return options, nil
-}
-
-// checkReferences looks at what the daemon really opened: the file may have changed since its
-// header was read.
-func (g *graph) checkReferences(ctx context.Context, disk Disk, node string) error {
-	if disk.Format != FormatQcow2 || !disk.NoReferences {
-		return nil
-	}
-	return unsupported(g.standsAlone(ctx, node))
-}
-
-func unsupported(err error) error {
-	if errors.Is(err, errReferences) {
-		return messages.Errorf(messages.CodeDiskUnsupported, "%w", err).
-			WithHint("Convert the image into one that stands alone (qemu-img convert), or back it up as a VM's disk.")
-	}
-	return err
-}
-
-// standsAlone says whether an open qcow2 node uses no file but the one below it.
-func (g *graph) standsAlone(ctx context.Context, node string) error {
-	var nodes []struct {
-		Name  string `json:"node-name"`
-		Image struct {
-			Backing  string `json:"backing-filename"`
-			Specific struct {
-				Data struct {
-					DataFile string `json:"data-file"`
-				} `json:"data"`
-			} `json:"format-specific"`
-		} `json:"image"`
-	}
-	if err := g.d.qmp.execute(ctx, "query-named-block-nodes", object{"flat": true}, &nodes); err != nil {
-		return err
-	}
-	for _, n := range nodes {
-		switch {
-		case n.Name != node:
-			continue
-		case n.Image.Backing != "":
-			return fmt.Errorf("%w: a backing file", errReferences)
-		case n.Image.Specific.Data.DataFile != "":
-			return fmt.Errorf("%w: an external data file", errReferences)
-		}
-		return nil
-	}
-	return messages.Errorf(messages.CodeInternal, "the storage daemon does not know its node %s", node)
 }
 
 // fileNode adds to options what every node for a file has. The path is a string of JSON, so that

@@ -1,6 +1,8 @@
 package storaged
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -26,10 +28,12 @@ func TestOpenDisk(t *testing.T) {
 			raw := writeFile(t, filepath.Join(dir, name), want)
 			qcow2 := raw + ".qcow2"
 			run(t, "", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", "file:"+raw, "file:"+qcow2)
+			overlay := filepath.Join(dir, "overlay")
+			run(t, "", "qemu-img", "create", "-q", "-f", "qcow2", "-b", "file:"+qcow2, "-F", "qcow2", overlay)
 			for _, disk := range []Disk{
 				{Path: raw, Format: FormatRaw},
 				{Path: qcow2, Format: FormatQcow2},
-				{Path: qcow2, Format: FormatQcow2, NoReferences: true},
+				{Path: overlay, Format: FormatQcow2, Backing: []Image{{qcow2, FormatQcow2}}},
 			} {
 				mustDo(t, d.OpenDisk(t.Context(), "vda", disk))
 				requireSame(t, copyOut(t, d, "vda"), want)
@@ -53,18 +57,74 @@ func TestBackingChain(t *testing.T) {
 	run(t, "", "qemu-io", "-f", "qcow2", "-c", "write -P 0x42 4096 512", top)
 	copy(want[4096:], strings.Repeat("B", 512))
 
-	mustDo(t, d.OpenDisk(t.Context(), "vda", Disk{Path: top, Format: FormatQcow2}))
+	chain := Disk{Path: top, Format: FormatQcow2, Backing: []Image{{base, FormatRaw}}}
+	mustDo(t, d.OpenDisk(t.Context(), "vda", chain))
 	requireSame(t, copyOut(t, d, "vda"), want)
 	mustDo(t, d.CloseExport(t.Context(), "vda"))
 	requireEmpty(t, d)
 
-	for _, image := range []string{top, dataFileImage(t, dir)} {
-		err := d.OpenDisk(t.Context(), "vda", Disk{Path: image, Format: FormatQcow2, NoReferences: true})
-		if messages.CodeOf(err) != messages.CodeDiskUnsupported || !errors.Is(err, errReferences) {
-			t.Errorf("got %v", err)
+	// What is written covers half a cluster: the rest of it comes from below.
+	patch := writeFile(t, filepath.Join(dir, "patch"), want)
+	mustDo(t, d.OpenForWrite(t.Context(), "vda", chain))
+	copyIn(t, d, patch, "vda")
+	mustDo(t, d.CloseExport(t.Context(), "vda"))
+	mustDo(t, d.OpenDisk(t.Context(), "vda", chain))
+	requireSame(t, copyOut(t, d, "vda"), want)
+	mustDo(t, d.CloseExport(t.Context(), "vda"))
+	requireEmpty(t, d)
+
+	for _, disk := range []Disk{
+		{Path: top, Format: FormatQcow2},
+		{Path: dataFileImage(t, dir), Format: FormatQcow2},
+		{Path: dataFileImage(t, dir), Format: FormatQcow2, Backing: []Image{{base, FormatRaw}}},
+		{Path: top, Format: FormatQcow2, Backing: []Image{{top, FormatQcow2}}},
+	} {
+		for name, open := range map[string]func(context.Context, string, Disk) error{"read": d.OpenDisk, "write": d.OpenForWrite} {
+			err := open(t.Context(), "vda", disk)
+			if messages.CodeOf(err) != messages.CodeDiskUnsupported || !errors.Is(err, errReferences) {
+				t.Errorf("%s %v: got %v", name, disk, err)
+			}
+			requireEmpty(t, d)
 		}
-		requireEmpty(t, d)
 	}
+	err := d.OpenDisk(t.Context(), "vda", Disk{Path: base, Format: FormatRaw, Backing: []Image{{base, FormatRaw}}})
+	if messages.CodeOf(err) != messages.CodeDiskUnsupported {
+		t.Errorf("an image below a raw one: %v", err)
+	}
+}
+
+// TestHeaderNamesNothing opens an overlay whose header names another file than the one that is said to lie
+// below: only the latter is read.
+func TestHeaderNamesNothing(t *testing.T) {
+	d, _ := startDaemon(t, quick)
+	dir := t.TempDir()
+	want := content(1 << 20)
+	victim := writeFile(t, filepath.Join(dir, "victim"), bytes.Repeat([]byte("secret of the host\n"), 60000))
+	base := writeFile(t, filepath.Join(dir, "base"), want)
+	top := filepath.Join(dir, "top")
+	for _, format := range []string{FormatRaw, ""} {
+		run(t, "", "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", victim, "-F", "raw", top, "1M")
+		if format == "" {
+			data, err := os.ReadFile(top)
+			mustDo(t, err)
+			writeFile(t, top, bytes.Replace(data, []byte{0xE2, 0x79, 0x2A, 0xCA}, []byte{1, 2, 3, 4}, 1))
+		}
+		mustDo(t, d.OpenDisk(t.Context(), "vda", Disk{Path: top, Format: FormatQcow2, Backing: []Image{{base, FormatRaw}}}))
+		requireSame(t, copyOut(t, d, "vda"), want)
+		mustDo(t, d.CloseExport(t.Context(), "vda"))
+	}
+	// A guest has written the header of a qcow2 that names the victim into its raw disk, which lies below.
+	writeFile(t, base, nil)
+	run(t, "", "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", victim, "-F", "raw", base, "1M")
+	header, err := os.ReadFile(base)
+	mustDo(t, err)
+	want = append(header, make([]byte, 1<<20-len(header))...)
+	writeFile(t, base, want)
+	run(t, "", "qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top)
+	mustDo(t, d.OpenDisk(t.Context(), "vda", Disk{Path: top, Format: FormatQcow2, Backing: []Image{{base, FormatRaw}}}))
+	requireSame(t, copyOut(t, d, "vda"), want)
+	mustDo(t, d.CloseExport(t.Context(), "vda"))
+	requireEmpty(t, d)
 }
 
 func dataFileImage(t *testing.T, dir string) string {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // Facts of the formats: QEMU's docs/interop/qcow2, and the LUKS on-disk format specification 1.2.
@@ -31,26 +33,32 @@ var (
 	errNotQcow2   = errors.New("the file is not in qcow2 format")
 	errNotLUKS    = errors.New("the file is not in LUKS format")
 	errReferences = errors.New("the image refers to another file, which it must not")
+	errBacking    = fmt.Errorf("%w: a backing file", errReferences)
+	errDataFile   = fmt.Errorf("%w: an external data file", errReferences)
 	errManyRounds = errors.New("the LUKS header asks for an absurd number of key derivation rounds")
 )
 
 // readHeader returns the first bytes of a regular file, as many as there are up to headerSize.
-func readHeader(path string) ([]byte, error) {
-	f, err := os.Open(path)
+func readHeader(path string) ([]byte, error) { return readStart(path, headerSize) }
+
+// readStart returns the first bytes of a file, as many as there are up to size.
+func readStart(path string, size int) ([]byte, error) {
+	// Something else may have come into its place: to open a pipe can take forever.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	header := make([]byte, headerSize)
-	n, err := io.ReadFull(f, header)
+	start := make([]byte, size)
+	n, err := io.ReadFull(f, start)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	return header[:n], nil
+	return start[:n], nil
 }
 
-// checkQcow2 says whether header begins a qcow2 image that needs no other file: neither a
-// backing file nor an external data file.
+// checkQcow2 says whether header begins a qcow2 image that needs no other file: errDataFile where its data
+// are in another, errBacking where it has no more than a backing file.
 func checkQcow2(header []byte) error {
 	switch {
 	case !bytes.HasPrefix(header, []byte(qcow2Magic)):
@@ -59,17 +67,16 @@ func checkQcow2(header []byte) error {
 		return fmt.Errorf("%w: its header is cut off", errNotQcow2)
 	}
 	version, backing := binary.BigEndian.Uint32(header[4:]), binary.BigEndian.Uint64(header[8:])
+	if version >= 3 {
+		if len(header) < qcow2MinHeaderSize+8 {
+			return fmt.Errorf("%w: its header is cut off", errNotQcow2)
+		}
+		if binary.BigEndian.Uint64(header[qcow2MinHeaderSize:])&qcow2DataFile != 0 {
+			return errDataFile
+		}
+	}
 	if backing != 0 {
-		return fmt.Errorf("%w: a backing file", errReferences)
-	}
-	if version < 3 {
-		return nil
-	}
-	if len(header) < qcow2MinHeaderSize+8 {
-		return fmt.Errorf("%w: its header is cut off", errNotQcow2)
-	}
-	if binary.BigEndian.Uint64(header[qcow2MinHeaderSize:])&qcow2DataFile != 0 {
-		return fmt.Errorf("%w: an external data file", errReferences)
+		return errBacking
 	}
 	return nil
 }

@@ -17,7 +17,8 @@ var errInUse = errors.New("another process has the disk open for writing")
 // checkUnused says whether a QEMU, or a VM, has a disk open for writing. An export shares its
 // node with everybody, so that the daemon itself refuses a qcow2 disk in use but not a raw one.
 func checkUnused(path string) error {
-	f, err := os.Open(path)
+	// Something else may have come into its place: to open a pipe can take forever.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
