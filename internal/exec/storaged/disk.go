@@ -34,6 +34,9 @@ type Disk struct {
 	// an image is ever opened, because whoever made the image has chosen it. An image at the end of
 	// the chain that names a backing file, and any that has an external data file, is refused.
 	Backing []Image
+	// Bitmaps begins the names of the dirty bitmaps of a qcow2 disk that its export has as metadata contexts; "" for
+	// none. Those that cannot be trusted, because whoever wrote the disk was killed, are left out: see Bitmaps.
+	Bitmaps string
 }
 
 // Image is a file or block device below a disk, and the format it is in.
@@ -66,7 +69,7 @@ func (d *Daemon) OpenDisk(ctx context.Context, export string, disk Disk) error {
 		if err != nil {
 			return err
 		}
-		return g.export(ctx, export, top, false)
+		return g.exportBitmaps(ctx, export, top, disk.Bitmaps)
 	})
 	return classify(ctx, reading, fmt.Sprintf("open disk %q", disk.Path), err)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/nasfleet/nasfleet/internal/exec/nbd"
 	"github.com/nasfleet/nasfleet/internal/exec/proc"
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -125,6 +127,57 @@ func TestHeaderNamesNothing(t *testing.T) {
 	requireSame(t, copyOut(t, d, "vda"), want)
 	mustDo(t, d.CloseExport(t.Context(), "vda"))
 	requireEmpty(t, d)
+}
+
+// A disk is exported with the bitmaps that say what was written since they were made; not with those of a writer that
+// was killed, and not with other people's.
+func TestBitmaps(t *testing.T) {
+	d, _ := startDaemon(t, quick)
+	path := filepath.Join(t.TempDir(), "disk")
+	run(t, "", "qemu-img", "create", "-q", "-f", "qcow2", path, "4M")
+	for _, name := range []string{"ours-a", "theirs", "ours-b"} {
+		run(t, "", "qemu-img", "bitmap", "--add", path, name)
+	}
+	run(t, "", "qemu-img", "bitmap", "--disable", path, "ours-b")
+	disk := Disk{Path: path, Format: FormatQcow2, ForceShare: true, Bitmaps: "ours-"}
+	see := func() (names []string, dirty []nbd.Extent) {
+		t.Helper()
+		mustDo(t, d.OpenDisk(t.Context(), "vda", disk))
+		names = d.Bitmaps("vda")
+		meta := nbd.DirtyBitmap("ours-a")
+		if len(names) > 0 {
+			c, err := nbd.Dial(t.Context(), d.Socket(), nbd.Options{Export: "vda", MetaContexts: []string{meta}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if dirty, err = c.BlockStatus(t.Context(), meta, 0, 4<<20); err != nil {
+				t.Fatal(err)
+			}
+			mustDo(t, c.Close())
+		}
+		mustDo(t, d.CloseExport(t.Context(), "vda"))
+		requireEmpty(t, d)
+		if left := d.Bitmaps("vda"); left != nil {
+			t.Errorf("an export that is closed has %v", left)
+		}
+		return names, dirty
+	}
+	run(t, "", "qemu-io", "-f", "qcow2", "-c", "write 1M 64k", path)
+	names, dirty := see()
+	if !slices.Equal(names, []string{"ours-a"}) {
+		t.Errorf("the bitmaps are %v", names)
+	}
+	want := []nbd.Extent{{Length: 1 << 20}, {Offset: 1 << 20, Length: 64 << 10, Flags: nbd.FlagDirty}, {Offset: 1<<20 + 64<<10, Length: 3<<20 - 64<<10}}
+	if !slices.Equal(dirty, want) {
+		t.Errorf("written were %v", dirty)
+	}
+	// It dies with its bitmaps in memory.
+	if out, err := try(t, "", "qemu-io", "-f", "qcow2", "-c", "write 2M 64k", "-c", "abort", path); err == nil {
+		t.Fatalf("qemu-io has not aborted: %s", out)
+	}
+	if names, _ := see(); len(names) != 0 {
+		t.Errorf("of a writer that was killed: %v", names)
+	}
 }
 
 func dataFileImage(t *testing.T, dir string) string {

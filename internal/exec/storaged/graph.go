@@ -26,6 +26,8 @@ type step struct {
 type graph struct {
 	d     *Daemon
 	steps []step
+	// bitmaps are those that the export has as metadata contexts.
+	bitmaps []string
 }
 
 // build reserves an export's name and runs fn to make its graph. When fn fails, whatever it had

@@ -122,34 +122,3 @@ func unsupported(err error) error {
 	}
 	return err
 }
-
-// standsAlone says whether an open qcow2 node uses no file but the one below it: errDataFile if it uses another
-// for its data, errBacking if its header names a backing file.
-func (g *graph) standsAlone(ctx context.Context, node string) error {
-	var nodes []struct {
-		Name  string `json:"node-name"`
-		Image struct {
-			Backing  string `json:"backing-filename"`
-			Specific struct {
-				Data struct {
-					DataFile string `json:"data-file"`
-				} `json:"data"`
-			} `json:"format-specific"`
-		} `json:"image"`
-	}
-	if err := g.d.qmp.execute(ctx, "query-named-block-nodes", object{"flat": true}, &nodes); err != nil {
-		return err
-	}
-	for _, n := range nodes {
-		switch {
-		case n.Name != node:
-			continue
-		case n.Image.Specific.Data.DataFile != "":
-			return errDataFile
-		case n.Image.Backing != "":
-			return errBacking
-		}
-		return nil
-	}
-	return messages.Errorf(messages.CodeInternal, "the storage daemon does not know its node %s", node)
-}
