@@ -215,8 +215,6 @@ type FullReason string
 const (
 	// FullImages: disk images of no VM.
 	FullImages FullReason = "images"
-	// FullVMStopped: bitmaps are read from a running VM alone.
-	FullVMStopped FullReason = "vm_stopped"
 	// FullNoBitmaps: no disk of the VM is a qcow2, which alone can hold a bitmap.
 	FullNoBitmaps FullReason = "no_bitmaps"
 	// FullNoChain: the repository holds no backup of this VM that an incremental can continue.

@@ -20,9 +20,9 @@ func holds(id, named, checkpoint string) bool {
 	return named == checkpoint || named == "" && checkpointPrefix+id == checkpoint
 }
 
-// point says what a running source does about checkpoints when it begins.
+// point says what the source of a VM does about checkpoints when it begins.
 type point struct {
-	// checkpoint is made at the moment of the backup; one without a name is not.
+	// checkpoint is made at the moment of the backup of a running VM; one without a name is not.
 	checkpoint hypervisor.Checkpoint
 	// since is the checkpoint that an incremental continues from, disks those that have a bitmap of
 	// it. The others are whole.
@@ -44,7 +44,7 @@ func fullBecause(reason messages.FullReason, format string, args ...any) *full {
 func (f *full) refuse() error {
 	code := messages.CodeChainBroken
 	switch f.reason {
-	case messages.FullImages, messages.FullVMStopped, messages.FullNoBitmaps:
+	case messages.FullImages, messages.FullNoBitmaps:
 		code = messages.CodeModeUnavailable
 	}
 	return messages.Errorf(code, "no incremental is possible (%s): %s", f.reason, f.why)
@@ -52,7 +52,7 @@ func (f *full) refuse() error {
 
 // chooseChain decides what the backup continues and which checkpoint it makes. Nothing of the VM
 // is changed but for checkpoints of attempts that never became backups.
-func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository) error {
+func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository, disks []sourceDisk) error {
 	t.man.Mode = messages.ModeFull
 	if f := t.src.noIncremental(); f != nil {
 		return t.takeFull(f)
@@ -60,23 +60,25 @@ func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository) e
 	if t.cmd.Mode == "" {
 		return nil
 	}
-	src := t.src.(*runningSource)
 	var err error
-	if t.chain, err = t.e.survey(ctx, repo, src.dom, t.cmd); err != nil {
+	if t.chain, err = t.e.survey(ctx, repo, t.src, t.cmd); err != nil {
 		return err
 	}
-	t.point.checkpoint = hypervisor.Checkpoint{
-		Name: checkpointPrefix + t.ws.job, Description: checkpointOf(t.cmd), Disks: bitmapDisks(src.disks),
+	// Nothing makes a bitmap in the disks of a stopped VM: what comes after continues what this one does.
+	if t.chain.running() {
+		t.point.checkpoint = hypervisor.Checkpoint{
+			Name: checkpointPrefix + t.ws.job, Description: checkpointOf(t.cmd), Disks: bitmapDisks(disks),
+		}
 	}
 	if t.cmd.Mode == messages.ModeFull {
 		return nil
 	}
-	tips, f, err := t.chain.pick(ctx, t.e, src.disks)
+	tips, f, err := t.chain.pick(ctx, t.e, disks)
 	if err != nil {
 		return err
 	}
 	if f == nil {
-		f = t.continueOne(tips, src.disks)
+		f = t.continueOne(tips, disks)
 	}
 	if f != nil {
 		return t.takeFull(f)
@@ -98,7 +100,7 @@ func (t *taking) continueOne(tips []repository.Backup, disks []sourceDisk) *full
 		}
 		if f == nil {
 			t.links = links
-			t.point.since, t.point.disks = tip.Manifest.Checkpoint, t.point.checkpoint.Disks
+			t.point.since, t.point.disks = tip.Manifest.Checkpoint, bitmapDisks(disks)
 			t.man.Mode, t.man.Parent, t.man.Links = messages.ModeIncremental, tip.Manifest.ID, len(links)+1
 			return nil
 		}

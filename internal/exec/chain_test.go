@@ -66,7 +66,7 @@ func TestALibvirtThatIsAwayLosesNoCheckpoint(t *testing.T) {
 	e.cfg.Hypervisor, err = hypervisor.Connect(t.Context(), "test:///default", zerolog.Nop())
 	check(t, err)
 	check(t, e.cfg.Hypervisor.Close()) // each call fails from now on
-	s := &survey{dom: hypervisor.Domain{Name: "test", UUID: "u"}, backups: []repository.Backup{{Manifest: repository.Manifest{
+	s := &survey{dom: hypervisor.Domain{Name: "test", UUID: "u", State: hypervisor.Running}, backups: []repository.Backup{{Manifest: repository.Manifest{
 		ID: testJob, UUID: "u", Checkpoint: checkpointPrefix + testJob, Disks: []repository.Disk{{Name: "vda", Bitmap: true}},
 	}}}}
 	links, f, err := s.pick(t.Context(), e, []sourceDisk{{name: "vda"}})
@@ -87,7 +87,7 @@ func TestWhoHoldsACheckpoint(t *testing.T) {
 		return repository.Backup{Manifest: repository.Manifest{ID: id, UUID: uuid, Checkpoint: checkpoint, Links: links}}
 	}
 	s := &survey{
-		dom: hypervisor.Domain{Name: "vm1", UUID: "u"}, description: mine,
+		dom: hypervisor.Domain{Name: "vm1", UUID: "u", State: hypervisor.Running}, description: mine,
 		backups: []repository.Backup{
 			backup("S", "u", checkpointPrefix+"T", 5), backup("T", "u", checkpointPrefix+"T", 4), backup("Z", "u", checkpointPrefix+"T", 0),
 			backup("A", "u", checkpointPrefix+"T", 1), backup("X", "other", checkpointPrefix+"T", 1), backup("P", "u", "", 0),
@@ -154,7 +154,7 @@ func TestContinueOne(t *testing.T) {
 		"the first says why neither can":   {func(s *survey) { s.backups[0].Damaged, s.backups[2].Damaged = true, true }, ""},
 		"the chain of the original broken": {func(s *survey) { s.backups = s.backups[:2] }, "C"},
 	} {
-		s := &survey{dom: hypervisor.Domain{UUID: "u"}, backups: []repository.Backup{{Manifest: other}, {Manifest: top}, {Manifest: full}},
+		s := &survey{dom: hypervisor.Domain{UUID: "u", State: hypervisor.Running}, backups: []repository.Backup{{Manifest: other}, {Manifest: top}, {Manifest: full}},
 			checkpoints: []hypervisor.Checkpoint{{Name: checkpointPrefix + "T", Disks: []string{"vda"}}}}
 		tt.spoil(s)
 		k := &taking{cmd: &messages.TakeBackup{Mode: messages.ModeIncremental}, chain: s}

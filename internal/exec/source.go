@@ -2,6 +2,7 @@ package exec
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
@@ -16,6 +17,10 @@ type source interface {
 	prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error)
 	// noIncremental says why the source can give full backups only; nil if it can give others.
 	noIncremental() *full
+	// domain is the VM; the zero value for images.
+	domain() hypervisor.Domain
+	// checkpoints are what an incremental of the VM can continue.
+	checkpoints(ctx context.Context) ([]hypervisor.Checkpoint, error)
 	// begin makes the disks readable over NBD as they are at one moment. It may be called again
 	// after an error.
 	begin(ctx context.Context, ws *workspace, p point) (moment, error)
@@ -30,6 +35,14 @@ type source interface {
 	describe(*repository.Manifest)
 	// domainXML defines the VM again; "" where there is none.
 	domainXML() string
+}
+
+// noBitmaps says that none of a VM's disks can have a bitmap.
+func noBitmaps(dom hypervisor.Domain) *full {
+	if !slices.ContainsFunc(dom.Disks, func(d hypervisor.Disk) bool { return d.Format == storaged.FormatQcow2 }) {
+		return fullBecause(messages.FullNoBitmaps, "no disk of vm %s is a qcow2 image, which alone can say what has changed", dom.Name)
+	}
+	return nil
 }
 
 // sourceDisk is a disk to copy, and the NBD export it can be read from after begin.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
@@ -46,7 +47,7 @@ func newStoppedSource(ctx context.Context, e *Executor, dom hypervisor.Domain) (
 		}
 		s.disks = append(s.disks, sourceDisk{name: d.Target, path: d.Path, format: d.Format})
 		// Sharing lets the guest start at any time: the backup gives way (check), not the VM.
-		s.opens = append(s.opens, storaged.Disk{Path: d.Path, Format: d.Format, ForceShare: true, Backing: backing})
+		s.opens = append(s.opens, storaged.Disk{Path: d.Path, Format: d.Format, ForceShare: true, Backing: backing, Bitmaps: checkpointPrefix})
 	}
 	return s, nil
 }
@@ -149,7 +150,30 @@ func (s *offlineSource) noIncremental() *full {
 	if s.dom == nil {
 		return fullBecause(messages.FullImages, "disk images of no vm have no checkpoints")
 	}
-	return fullBecause(messages.FullVMStopped, "vm %s does not run, and only a running one says what has changed", s.dom.Name)
+	return noBitmaps(*s.dom)
+}
+
+func (s *offlineSource) domain() hypervisor.Domain {
+	if s.dom == nil {
+		return hypervisor.Domain{}
+	}
+	return *s.dom
+}
+
+// checkpoints are the bitmaps in the disks. libvirt is not asked: what it knows is nothing without them, and what it has
+// forgotten is still in them.
+func (s *offlineSource) checkpoints(context.Context) ([]hypervisor.Checkpoint, error) {
+	var list []hypervisor.Checkpoint
+	for _, d := range s.disks {
+		for _, name := range s.daemon.Bitmaps(d.name) {
+			i := slices.IndexFunc(list, func(c hypervisor.Checkpoint) bool { return c.Name == name })
+			if i < 0 {
+				i, list = len(list), append(list, hypervisor.Checkpoint{Name: name})
+			}
+			list[i].Disks = append(list[i].Disks, d.name)
+		}
+	}
+	return list, nil
 }
 
 func (s *offlineSource) keep() {}

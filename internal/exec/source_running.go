@@ -8,7 +8,6 @@ import (
 
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
-	"github.com/nasfleet/nasfleet/internal/exec/storaged"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -64,11 +63,12 @@ func (s *runningSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 	return s.disks, nil
 }
 
-func (s *runningSource) noIncremental() *full {
-	if !slices.ContainsFunc(s.dom.Disks, func(d hypervisor.Disk) bool { return d.Format == storaged.FormatQcow2 }) {
-		return fullBecause(messages.FullNoBitmaps, "no disk of vm %s is a qcow2 image, which alone can say what has changed", s.dom.Name)
-	}
-	return nil
+func (s *runningSource) noIncremental() *full { return noBitmaps(s.dom) }
+
+func (s *runningSource) domain() hypervisor.Domain { return s.dom }
+
+func (s *runningSource) checkpoints(ctx context.Context) ([]hypervisor.Checkpoint, error) {
+	return s.e.cfg.Hypervisor.Checkpoints(ctx, s.dom.Name)
 }
 
 func (s *runningSource) begin(ctx context.Context, ws *workspace, p point) (moment, error) {

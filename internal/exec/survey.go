@@ -27,10 +27,10 @@ type survey struct {
 }
 
 // survey looks around, and removes the checkpoints of attempts that never became backups.
-func (e *Executor) survey(ctx context.Context, repo *repository.Repository, dom hypervisor.Domain, cmd *messages.TakeBackup) (*survey, error) {
-	s := &survey{dom: dom, description: checkpointOf(cmd)}
+func (e *Executor) survey(ctx context.Context, repo *repository.Repository, src source, cmd *messages.TakeBackup) (*survey, error) {
+	s := &survey{dom: src.domain(), description: checkpointOf(cmd)}
 	var err error
-	if s.checkpoints, err = e.cfg.Hypervisor.Checkpoints(ctx, dom.Name); err != nil {
+	if s.checkpoints, err = src.checkpoints(ctx); err != nil {
 		return nil, err
 	}
 	if s.backups, s.problems, err = repo.List(ctx, cmd.BackupPath, cmd.VM); err != nil {
@@ -50,6 +50,9 @@ func (e *Executor) survey(ctx context.Context, repo *repository.Repository, dom 
 	}
 	return s, nil
 }
+
+// running says whether libvirt can make and remove the VM's checkpoints.
+func (s *survey) running() bool { return s.dom.State.Active() }
 
 // unread is the error of a VM's folder that could not be read.
 func (s *survey) unread() error {
@@ -118,7 +121,11 @@ func (s *survey) pick(ctx context.Context, e *Executor, disks []sourceDisk) ([]r
 		}
 	}
 	f := fullBecause(messages.FullNoChain, "the repository has no backup of the vm that an incremental can continue")
-	if newest != nil {
+	switch {
+	case newest == nil:
+	case !s.running():
+		f = fullBecause(messages.FullBitmapBroken, "the disks have no bitmap of checkpoint %s that can be trusted", newest.Manifest.Checkpoint)
+	default:
 		var err error
 		if f, err = s.adopt(ctx, e, *newest, disks); err != nil {
 			return nil, nil, err

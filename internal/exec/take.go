@@ -158,7 +158,7 @@ func (t *taking) copy(ctx context.Context, repo *repository.Repository) error {
 	if err != nil {
 		return err
 	}
-	if err := t.chooseChain(ctx, repo); err != nil {
+	if err := t.chooseChain(ctx, repo, disks); err != nil {
 		return err
 	}
 	for i, d := range disks {
@@ -242,6 +242,9 @@ func (t *taking) incremental(d *takenDisk) bool { return slices.Contains(t.point
 func (t *taking) changes(d *takenDisk) string {
 	if !t.incremental(d) {
 		return ""
+	}
+	if d.daemon != nil {
+		return t.point.since // it is in the disk itself
 	}
 	return hypervisor.BackupDisk{Target: d.name}.DirtyBitmap()
 }

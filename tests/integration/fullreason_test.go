@@ -165,11 +165,9 @@ func TestAutoOfWhatHasNoBitmaps(t *testing.T) {
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	image := dataImage(t, w, "x.raw", 32)
-	l.DefineVM(t, lab.VMOptions{Name: "down", Stopped: true, Disks: []lab.Disk{{Path: image, Format: "raw"}}})
 	l.DefineVM(t, lab.VMOptions{Name: "raw", Disks: []lab.Disk{{Path: dataImage(t, w, "y.raw", 32), Format: "raw"}}})
 	for reason, target := range map[messages.FullReason][]string{
 		messages.FullImages:    {"--image", image},
-		messages.FullVMStopped: {"--vm", "down"},
 		messages.FullNoBitmaps: {"--vm", "raw"},
 	} {
 		t.Run(string(reason), func(t *testing.T) {

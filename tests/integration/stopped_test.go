@@ -25,40 +25,42 @@ func TestIncrementalsOfAStoppedVM(t *testing.T) {
 		vm.Discard(t, "vda", int64(2+8*step)*lab.MiB, 3*lab.MiB+64<<10)
 		vm.Write(t, "vdb", int64(step)*lab.MiB, lab.MiB, step)
 	}
-	var chain []messages.Event
+	var taken []messages.Event
 	take := func(f features, mode string) messages.Event {
 		t.Helper()
 		ev := w.take(t, append(f.flags(w, t), "--vm", "vm", "--mode", mode)...)
 		m.keep(t, ev)
+		taken = append(taken, ev)
 		return ev
 	}
-	goOn := func(mode string) {
+	// An incremental of the stopped VM continues what the last backup of the running one has begun, each anew.
+	goOn := func(mode, parent string) messages.Event {
 		t.Helper()
 		ev := take(features{}, mode)
-		isIncremental(t, ev, chain[len(chain)-1].BackupID)
+		isIncremental(t, ev, parent)
 		if d := ev.Backup.Disks[0]; d.DataBytes > 10*lab.MiB {
 			t.Errorf("%d bytes of vda were copied", d.DataBytes)
 		}
-		chain = append(chain, ev)
+		return ev
 	}
 
-	chain = append(chain, take(features{}, "full"))
+	full := take(features{}, "full").BackupID
 	change(1)
 	vm.Destroy(t)
-	goOn("incremental")
-	onlyCheckpoint(t, l, "vm", chain[0].BackupID) // it takes none of its own
-	goOn("auto")
+	goOn("incremental", full)
+	goOn("auto", full)
+	onlyCheckpoint(t, l, "vm", full)
 	vm.Start(t)
 	change(2)
-	goOn("auto")
-	onlyCheckpoint(t, l, "vm", chain[len(chain)-1].BackupID)
+	last := goOn("auto", full).BackupID
+	onlyCheckpoint(t, l, "vm", last)
 	change(3)
 	vm.Destroy(t)
-	goOn("incremental")
-	// Whatever QEMU's tools write meanwhile is recorded too.
+	goOn("incremental", last)
+	// What QEMU's tools write meanwhile is recorded too.
 	lab.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 77 50M 1M", disks[0].Path)
-	goOn("incremental")
-	for _, ev := range chain {
+	goOn("incremental", last)
+	for _, ev := range taken {
 		m.check(t, features{}, ev)
 		w.mustJob(t, "verify", "--backup", ev.BackupID)
 	}
@@ -68,7 +70,7 @@ func TestIncrementalsOfAStoppedVM(t *testing.T) {
 	})
 	t.Run("a bitmap that is gone", func(t *testing.T) {
 		bitmaps := lab.Run(t, "qemu-img", "info", "--output", "json", disks[0].Path)
-		name := "nasfleet-" + chain[3].BackupID
+		name := "nasfleet-" + last
 		if !strings.Contains(bitmaps, name) {
 			t.Fatalf("no %s in %s", name, bitmaps)
 		}
@@ -78,7 +80,7 @@ func TestIncrementalsOfAStoppedVM(t *testing.T) {
 		w.mustFail(t, messages.CodeChainBroken, w.takeArgs("--vm", "vm", "--mode", "incremental")...)
 		isFull(t, take(features{}, "auto"), messages.FullBitmapBroken)
 		lab.Run(t, "cp", kept, disks[0].Path)
-		goOn("incremental")
+		goOn("incremental", last)
 	})
 	t.Run("a crash", func(t *testing.T) {
 		vm.Start(t)
@@ -92,7 +94,7 @@ func TestIncrementalsOfAStoppedVM(t *testing.T) {
 		isFull(t, take(features{}, "auto"), messages.FullBitmapBroken)
 		vm.Start(t)
 		isFull(t, take(features{}, "auto"), messages.FullBitmapBroken)
-		if got := checkpoints(t, l, "vm"); len(got) != 1 || slices.Contains(got, "nasfleet-"+chain[3].BackupID) {
+		if got := checkpoints(t, l, "vm"); len(got) != 1 || slices.Contains(got, "nasfleet-"+last) {
 			t.Errorf("the checkpoints are %v", got)
 		}
 	})
