@@ -46,7 +46,9 @@ type settings struct {
 	RunDir         string `help:"Folder for sockets and mount points (a short path)." default:"/run/nasfleet"`
 	StateDir       string `help:"Folder for the host's key and journal." default:"/var/lib/nasfleet"`
 
-	AllowPath []string `help:"Folder that commands may name paths in (images, folders to restore to, repositories of type dir), with all below it; repeatable. Without it: all but /etc, /usr and the like, and the worker's own." sep:"none" placeholder:"DIR"`
+	AllowPath        []string `help:"Folder that commands may name paths in (images, folders to restore to, repositories of type dir), with all below it; repeatable. Without it: all but /etc, /usr and the like, and the worker's own." sep:"none" placeholder:"DIR"`
+	MountCredentials string   `help:"Folder that files have to lie in which mount options of a command name (credentials=, IdentityFile=), with all below it." default:"/etc/nasfleet/credentials" placeholder:"DIR"`
+	MountOption      []string `help:"Let commands give this mount option too, which is not known to be harmless; repeatable." sep:"none" placeholder:"NAME"`
 
 	LUKSIterTime time.Duration `name:"luks-iter-time" help:"How long one guess at the passphrase of a new backup takes on this machine: what protects a weak one, and is paid for each disk of each backup, verify and restore." default:"1s"`
 	MountTimeout time.Duration `help:"How long one mount or unmount may take." default:"30s"`
@@ -136,6 +138,9 @@ func (s *settings) cleanFolders() error {
 		if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
 			return fmt.Errorf("--allow-path %s is not a clean absolute path", dir)
 		}
+	}
+	if dir := s.MountCredentials; !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
+		return fmt.Errorf("--mount-credentials %s is not a clean absolute path", dir)
 	}
 	if len(s.RunDir) > maxRunDir {
 		return fmt.Errorf("--run-dir %s: the path has more than %d bytes", s.RunDir, maxRunDir)

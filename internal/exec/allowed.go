@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -16,37 +17,13 @@ func systemFolders() []string {
 	return []string{"/bin", "/boot", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/usr"}
 }
 
-// checkPaths refuses a command that names a folder or an image of the host that it may not: images to
-// back up, folders to restore to, repositories that are folders. Symbolic links are followed first.
-// What libvirt says of a VM's disks is not the command's to choose, and not looked at.
+// checkPaths refuses a command that names a folder, a device or a file of the host that it may not: images to
+// back up, folders to restore to, repositories that are none on a server, files of mount options. Symbolic links
+// are followed first. What libvirt says of a VM's disks is not the command's to choose, and not looked at.
 func (e *Executor) checkPaths(ctx context.Context, cmd messages.Command) error {
-	var paths []string
-	add := func(r messages.Repository) {
-		if r.Type == messages.RepositoryDir {
-			paths = append(paths, r.Address)
-		}
-	}
-	switch c := cmd.(type) {
-	case *messages.TakeBackup:
-		for _, img := range c.Images {
-			paths = append(paths, img.Path)
-		}
-		add(c.Repository)
-	case *messages.RestoreBackup:
-		if c.ToDir != "" {
-			paths = append(paths, c.ToDir)
-		}
-		add(c.Backup.Repository)
-	case *messages.VerifyBackup:
-		add(c.Backup.Repository)
-	case *messages.DeleteBackup:
-		add(c.Backup.Repository)
-	case *messages.RekeyBackup:
-		add(c.Backup.Repository)
-	case *messages.ListBackups:
-		add(c.Repository)
-	}
-	if len(paths) == 0 {
+	paths, repo := pathsOf(cmd)
+	address, credentials := repository.OfHost(repo)
+	if len(paths) == 0 && address == "" && len(credentials) == 0 {
 		return nil
 	}
 	_, err := onHost(ctx, messages.CodePathNotAllowed, "look at the paths of the command", func() (struct{}, error) {
@@ -55,9 +32,70 @@ func (e *Executor) checkPaths(ctx context.Context, cmd messages.Command) error {
 				return struct{}{}, err
 			}
 		}
-		return struct{}{}, nil
+		for _, p := range credentials {
+			if err := e.checkCredentials(p); err != nil {
+				return struct{}{}, err
+			}
+		}
+		return struct{}{}, e.checkAddress(address)
 	})
 	return err
+}
+
+// pathsOf returns the paths of the host that a command names, and its repository.
+func pathsOf(cmd messages.Command) (paths []string, repo messages.Repository) {
+	switch c := cmd.(type) {
+	case *messages.TakeBackup:
+		for _, img := range c.Images {
+			paths = append(paths, img.Path)
+		}
+		return paths, c.Repository
+	case *messages.RestoreBackup:
+		if c.ToDir != "" {
+			paths = append(paths, c.ToDir)
+		}
+		return paths, c.Backup.Repository
+	case *messages.VerifyBackup:
+		return nil, c.Backup.Repository
+	case *messages.DeleteBackup:
+		return nil, c.Backup.Repository
+	case *messages.RekeyBackup:
+		return nil, c.Backup.Repository
+	case *messages.ListBackups:
+		return nil, c.Repository
+	}
+	return nil, messages.Repository{}
+}
+
+// checkAddress judges the address of a repository that is a folder or a disk of this host; "" is none.
+func (e *Executor) checkAddress(address string) error {
+	switch {
+	case address == "":
+		return nil
+	case filepath.IsAbs(address):
+		return e.checkPath(filepath.Clean(address))
+	case len(e.cfg.AllowPaths) > 0:
+		// A label, say, which can be that of any disk.
+		return messages.Errorf(messages.CodePathNotAllowed, "repository address %q does not say where on this host it is", address).
+			WithHint("Name the disk by its path, below a folder that the host allows (hostworker --allow-path).")
+	}
+	return nil
+}
+
+// checkCredentials judges a file that a mount option names: the mount reads it as root, and may send what it
+// finds in it to a server of the command's choice.
+func (e *Executor) checkCredentials(p string) error {
+	if e.cfg.MountCredentials != "" && filepath.IsAbs(p) {
+		real, err := resolve(filepath.Clean(p))
+		if err != nil {
+			return messages.Errorf(messages.CodePathNotAllowed, "%s cannot be followed to where it leads: %w", p, err)
+		}
+		if withinAny(real, []string{e.cfg.MountCredentials}) {
+			return nil
+		}
+	}
+	return messages.Errorf(messages.CodePathNotAllowed, "the mount options name the file %s, which is not below %q", p, e.cfg.MountCredentials).
+		WithHint("Put it into that folder of the host, or name another one (hostworker --mount-credentials).")
 }
 
 func (e *Executor) checkPath(p string) error {

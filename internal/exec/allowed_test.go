@@ -55,6 +55,8 @@ func TestCheckPaths(t *testing.T) {
 			for what, cmd := range map[string]messages.Command{
 				"an image":     &messages.TakeBackup{Images: []messages.Image{{Path: tt.path}}},
 				"restore":      &messages.RestoreBackup{ToDir: tt.path},
+				"a disk":       &messages.TakeBackup{Repository: messages.Repository{Type: "ext4", Address: tt.path}},
+				"a disk, //":   &messages.ListBackups{Repository: messages.Repository{Type: "ext4", Address: "/" + tt.path}},
 				"a repository": &messages.ListBackups{Repository: messages.Repository{Type: messages.RepositoryDir, Address: tt.path}},
 			} {
 				err := e.e.checkPaths(t.Context(), cmd)
@@ -71,5 +73,61 @@ func TestCheckPaths(t *testing.T) {
 		if err := strict.checkPaths(t.Context(), cmd); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestCheckCredentials: a command names files as credentials only in the host's folder for them.
+func TestCheckCredentials(t *testing.T) {
+	dir := t.TempDir()
+	in := filepath.Join(dir, "credentials")
+	for _, d := range []string{in, in + "-too"} {
+		check(t, os.Mkdir(d, 0o700))
+		write(t, filepath.Join(d, "nas"), nil)
+	}
+	check(t, os.Symlink("/etc/shadow", filepath.Join(in, "shadow")))
+	check(t, os.Symlink(in, filepath.Join(dir, "link")))
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, tt := range []struct {
+		path string
+		want bool
+	}{
+		{at("credentials/nas"), true},
+		{at("credentials/not-yet"), true},
+		{at("link/nas"), true},
+		{at("credentials-too/nas"), false},
+		{at("credentials/shadow"), false},
+		{in + "/../credentials-too/nas", false},
+		{"/etc/shadow", false},
+		{"/root/.ssh/id_ed25519", false},
+		{"/proc/self/environ", false},
+		{"relative", false},
+		{"", false},
+	} {
+		for fsType, option := range map[string]string{
+			"cifs": "credentials", "smb3": "cred", "ceph": "secretfile", "fuse.sshfs": "IdentityFile", "sshfs": "userknownhostsfile",
+		} {
+			cmd := &messages.ListBackups{Repository: messages.Repository{Type: fsType, Address: "nas:/x", MountOptions: "ro," + option + "=" + tt.path}}
+			err := (&Executor{cfg: Config{MountCredentials: in}}).checkPaths(t.Context(), cmd)
+			if (err == nil) != tt.want || err != nil && messages.CodeOf(err) != messages.CodePathNotAllowed {
+				t.Errorf("%s %s=%s: %v", fsType, option, tt.path, err)
+			}
+			if err := (&Executor{}).checkPaths(t.Context(), cmd); messages.CodeOf(err) != messages.CodePathNotAllowed {
+				t.Errorf("without a folder %s=%s: %v", option, tt.path, err)
+			}
+		}
+	}
+}
+
+// TestCheckAddress: a disk that does not say where it is could be any of the host's.
+func TestCheckAddress(t *testing.T) {
+	dir := t.TempDir()
+	open, strict := &Executor{}, &Executor{cfg: Config{AllowPaths: []string{dir}}}
+	for _, address := range []string{"LABEL=root", "UUID=1", "disk.img", "LABEL=a:b"} {
+		cmd := &messages.ListBackups{Repository: messages.Repository{Type: "ext4", Address: address}}
+		check(t, open.checkPaths(t.Context(), cmd))
+		wantCode(t, strict.checkPaths(t.Context(), cmd), messages.CodePathNotAllowed)
+	}
+	for _, r := range []messages.Repository{{Type: "nfs", Address: "nas:/etc"}, {Type: "cifs", Address: "//nas/etc"}, {Type: "fuse.sshfs", Address: "nas:/etc"}, {Type: "ceph", Address: ":/etc"}} {
+		check(t, strict.checkPaths(t.Context(), &messages.ListBackups{Repository: r}))
 	}
 }

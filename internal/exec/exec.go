@@ -33,6 +33,11 @@ type Config struct {
 	// AllowPaths are the folders that a command may name paths in: images, folders to restore to,
 	// repositories that are folders. Without any it is all but the system's own and the worker's.
 	AllowPaths []string
+	// MountCredentials is the folder that files have to lie in which mount options of a command name; "" means that
+	// none may be named.
+	MountCredentials string
+	// MountOptions are the names of options that a command may give beside those that are known.
+	MountOptions []string
 	// ScratchReserve is how much room (bytes) must stay free in ScratchDir; a backup that would
 	// use it is stopped, because a full scratch gives the guest a write error.
 	ScratchReserve int64

@@ -67,7 +67,7 @@ func shortDir(t *testing.T) string {
 func newExecutor(t *testing.T) *Executor {
 	t.Helper()
 	dir := shortDir(t)
-	e, err := New(Config{Zone: "z1", Host: "h1", RunDir: filepath.Join(dir, "run"), ScratchDir: filepath.Join(dir, "scratch")})
+	e, err := New(Config{Zone: "z1", Host: "h1", RunDir: filepath.Join(dir, "run"), ScratchDir: filepath.Join(dir, "scratch"), MountCredentials: os.TempDir()})
 	check(t, err)
 	return e
 }

@@ -163,8 +163,8 @@ func (ws *workspace) daemon(ctx context.Context, name string) (*storaged.Daemon,
 // repository mounts a repository for as long as the job lasts. When it is lost the job ends.
 func (ws *workspace) repository(ctx context.Context, spec messages.Repository) (*repository.Repository, error) {
 	repo, err := repository.Open(ctx, spec, repository.Options{
-		MountDir: filepath.Join(ws.dir, mountFolder),
-		Timeout:  ws.e.cfg.MountTimeout, StallTimeout: ws.e.cfg.StallTimeout, Lost: ws.giveUp,
+		MountDir: filepath.Join(ws.dir, mountFolder), MountOptions: ws.e.cfg.MountOptions,
+		Timeout: ws.e.cfg.MountTimeout, StallTimeout: ws.e.cfg.StallTimeout, Lost: ws.giveUp,
 		Log: ws.e.cfg.Log.With().Str("job", ws.job).Logger(),
 	})
 	if err != nil {

@@ -49,7 +49,8 @@ func startWorker(b *testing.B, programs, libvirt string) *worker {
 		"run", "--zone", zone, "--host", host, "--libvirt", libvirt,
 		"--embedded-nats", filepath.Join(dir, "nats"), "--listen", "127.0.0.1:0",
 		"--run-dir", filepath.Join(dir, "run"), "--state-dir", filepath.Join(dir, "state"),
-		"--scratch", filepath.Join(dir, "scratch"), "--scratch-reserve", "16")
+		"--scratch", filepath.Join(dir, "scratch"), "--scratch-reserve", "16",
+		"--mount-credentials", os.TempDir())
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	log := &lab.Output{}
 	w.cmd.Stderr = log

@@ -3,6 +3,7 @@ package integration
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/nasfleet/nasfleet/messages"
@@ -58,4 +59,65 @@ func TestBackingFileElsewhere(t *testing.T) {
 		w.take(t, "--image", evil, "--image-format", "qcow2")
 		w.take(t, "--vm", "tenant")
 	})
+}
+
+// TestHostileMounts sends commands whose repository names files and programs of the host.
+func TestHostileMounts(t *testing.T) {
+	dir := lab.Dir(t)
+	credentials := filepath.Join(dir, "credentials")
+	if err := os.Mkdir(credentials, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, "none", "--mount-credentials", credentials)
+	server := lab.Sshd(t)
+	image := noise(t, filepath.Join(w.dir, "disk.img"), 1, 1)
+	on := func(kind, address, options string) []string {
+		return w.onRepo(kind, address, options, "--image", image, "--attempts", "1")
+	}
+	link := filepath.Join(credentials, "id")
+	if err := os.Symlink(server.KeyFile, link); err != nil {
+		t.Fatal(err)
+	}
+	proof := filepath.Join(dir, "proof")
+	program := filepath.Join(credentials, "program")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n: > "+proof+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	options := server.Options()
+	for name, c := range map[string]struct {
+		code messages.Code
+		args []string
+	}{
+		"a key of the host":     {messages.CodePathNotAllowed, on("fuse.sshfs", server.Address(), options)},
+		"by way of a link":      {messages.CodePathNotAllowed, on("fuse.sshfs", server.Address(), strings.ReplaceAll(options, server.KeyFile, link))},
+		"credentials":           {messages.CodePathNotAllowed, on("cifs", "//127.0.0.1/x", "credentials=/etc/shadow")},
+		"a program":             {messages.CodeInvalidMessage, on("fuse.sshfs", server.Address(), "ssh_command="+program)},
+		"a proxy":               {messages.CodeInvalidMessage, on("fuse.sshfs", server.Address(), "ProxyCommand="+program)},
+		"a configuration":       {messages.CodeInvalidMessage, on("fuse.sshfs", server.Address(), "F="+program)},
+		"no file system":        {messages.CodeRepositoryUnsupported, on("fuse.curl", "http://127.0.0.1/x", "")},
+		"a loop device":         {messages.CodeInvalidMessage, on("ext4", image, "loop=/dev/loop0")},
+		"programs may be there": {messages.CodeInvalidMessage, on("ext4", image, "loop,exec")},
+		"the host's disk":       {messages.CodePathNotAllowed, on("ext4", "/etc/passwd", "loop")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.mustFail(t, c.code, c.args...)
+			w.nothingLeft(t)
+			if _, err := os.Stat(proof); err == nil {
+				t.Error("the program ran")
+			}
+		})
+	}
+	// The same key where the host wants it.
+	for from, to := range map[string]string{server.KeyFile: "key", server.KnownHosts: "known"} {
+		data, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := filepath.Join(credentials, to)
+		if err := os.WriteFile(at, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		options = strings.ReplaceAll(options, from, at)
+	}
+	w.mustJob(t, on("fuse.sshfs", server.Address(), options)...)
 }

@@ -109,6 +109,8 @@ func (w *world) launch(t *testing.T) {
 		"--scratch", filepath.Join(w.dir, "scratch"), "--scratch-reserve", "16", "--retry-delay", "200ms",
 		// The passphrases of tests need no protection, and there are many of them.
 		"--luks-iter-time", "10ms",
+		// The laboratory's servers keep their keys in folders of their own.
+		"--mount-credentials", os.TempDir(),
 	}, w.args...)
 	if w.nats == "" {
 		args = append(args, "--embedded-nats", filepath.Join(w.dir, "nats"), "--listen", "127.0.0.1:0")

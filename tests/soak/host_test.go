@@ -132,7 +132,7 @@ func (h *host) start(t *testing.T) {
 		"--nats", "nats://"+h.nats.Addr(), "--libvirt", h.libvirt.URI, "--jobs", "3", "--metrics", h.metrics,
 		"--run-dir", filepath.Join(h.dir, "run"), "--state-dir", filepath.Join(h.dir, "state"),
 		"--scratch", h.scratch, "--scratch-reserve", strconv.Itoa(scratchReserve),
-		"--ack-wait", "2s", "--retry-delay", "50ms", "--grace", "300ms", "--mount-timeout", "10s", "--luks-iter-time", "10ms")
+		"--ack-wait", "2s", "--retry-delay", "50ms", "--grace", "300ms", "--mount-timeout", "10s", "--luks-iter-time", "10ms", "--mount-credentials", os.TempDir())
 	h.worker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	h.log = &lab.Output{}
 	h.worker.Stderr = h.log

@@ -68,15 +68,16 @@ func (m *mount) gaveUp(ctx context.Context) error {
 	}
 }
 
-// lookFUSE finds a FUSE program by its mount helper's name, or by its own.
+// lookFUSE finds a FUSE program by its mount helper's name. By its own only sshfs is found: any other program
+// of this host could be started so.
 func lookFUSE(program string) (string, error) {
-	if path, err := exec.LookPath("mount.fuse." + program); err == nil {
-		return path, nil
+	path, err := exec.LookPath("mount.fuse." + program)
+	if err != nil && program == "sshfs" {
+		path, err = exec.LookPath(program)
 	}
-	path, err := exec.LookPath(program)
 	if err != nil {
 		return "", messages.Errorf(messages.CodeRepositoryUnsupported, "%w", err).
-			WithHint("Install %s on the host.", program)
+			WithHint("Install %s on the host, with its mount helper (mount.fuse.%s).", program, program)
 	}
 	return path, nil
 }

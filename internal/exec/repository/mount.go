@@ -36,7 +36,7 @@ type mount struct {
 
 // attach mounts spec on a new folder. After an error nothing is left.
 func attach(ctx context.Context, spec messages.Repository, o Options) (*mount, error) {
-	opts, err := mountOptions(spec)
+	opts, err := mountOptions(spec, o.MountOptions)
 	if err != nil {
 		return nil, err
 	}

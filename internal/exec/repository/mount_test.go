@@ -101,7 +101,7 @@ func TestMountFailures(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := mountDir(t)
-			_, err := Open(t.Context(), c.spec, Options{MountDir: dir})
+			_, err := Open(t.Context(), c.spec, Options{MountDir: dir, MountOptions: []string{"bogus"}})
 			wantCode(t, err, c.code)
 			if !strings.Contains(err.Error(), c.words) {
 				t.Errorf("%q is not in %v", c.words, err)

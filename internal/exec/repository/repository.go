@@ -33,6 +33,9 @@ type Options struct {
 	// Close. What an earlier attempt left mounted there is unmounted first. Not used for a repository of
 	// type dir.
 	MountDir string
+	// MountOptions are the names of options that are let through although it is not known what they do. That a
+	// file which an option names may be used is the caller's to see to: OfHost lists them.
+	MountOptions []string
 	// Timeout bounds each mount and umount command; 0 means DefaultTimeout.
 	Timeout time.Duration
 	// StallTimeout is how long the repository may be silent before it is lost; 0 means DefaultStallTimeout.
