@@ -61,6 +61,7 @@ const (
 	CodeBackupCorrupt         Code = "backup_corrupt"
 	CodeBackupInUse           Code = "backup_in_use"
 	CodeBackupNeeded          Code = "backup_needed"
+	CodeAlreadyFull           Code = "already_full"
 	CodeVerifyFailed          Code = "verify_failed"
 )
 
@@ -127,6 +128,7 @@ var codeTable = map[Code]codeFacts{
 	CodeBackupCorrupt:         {false, "Restore another backup; keep this one for examination."},
 	CodeBackupInUse:           {true, "Another job works on this backup; it is tried again."},
 	CodeBackupNeeded:          {false, "Delete the backups that need it first, or all of them at once (publisher delete --cascade)."},
+	CodeAlreadyFull:           {false, "There is nothing to do: a full backup needs no other to be restored."},
 	CodeVerifyFailed:          {false, "The bytes on the repository are not those that were copied: check its storage, then take a new backup."},
 
 	CodeStorageDaemonFailed: {true, "See the cause; hostworker doctor checks the QEMU tools of the host."},

@@ -35,6 +35,8 @@ const (
 	TypeDelete  Type = "DeleteBackup"
 	TypeRekey   Type = "RekeyBackup"
 	TypeList    Type = "ListBackups"
+	// TypeConsolidate is the longest.
+	TypeConsolidate Type = "ConsolidateBackup"
 )
 
 // Header begins every command.
@@ -65,7 +67,8 @@ func (h Header) MaxAttempts() int {
 // Head returns the header; it makes each command a Command.
 func (h Header) Head() Header { return h }
 
-// Command is one of *TakeBackup, *RestoreBackup, *VerifyBackup, *DeleteBackup, *RekeyBackup, *ListBackups.
+// Command is one of *TakeBackup, *RestoreBackup, *VerifyBackup, *DeleteBackup, *RekeyBackup, *ConsolidateBackup,
+// *ListBackups.
 type Command interface {
 	Head() Header
 	// Target is what the command works on, for people: a VM, an image, a backup, a repository.
@@ -164,6 +167,22 @@ type RekeyBackup struct {
 	// Details hold encryption_passphrase, which is the new one, and may hold encryption_revision,
 	// encryption_recovery_passphrase and encryption_recovery_revision.
 	Details Details `json:"details"`
+}
+
+// ConsolidateBackup asks for a new full backup out of an incremental and all that it continues. The VM is
+// not touched. The new backup lies beside the others and shows the same moment; an incremental can continue
+// it where one could continue the old. Its id is the job's, as for TakeBackup.
+type ConsolidateBackup struct {
+	Header
+	// Backup is the incremental to make whole.
+	Backup BackupRef `json:"backup"`
+	// ChainPassphrase opens Backup and all that it continues; sealed like encryption_passphrase. "" where
+	// they are not encrypted.
+	ChainPassphrase string `json:"chain_passphrase,omitempty"`
+	// ChainRevision names ChainPassphrase, for who replays the command; "" where nobody keeps it.
+	ChainRevision string `json:"chain_revision,omitempty"`
+	// Details shape the new backup. What is encrypted must stay so, with this passphrase or another.
+	Details Details `json:"details,omitzero"`
 }
 
 // ListBackups asks for the manifests of a repository to be read; the host's part of the catalog

@@ -65,6 +65,8 @@ func newCommand(t Type) Command {
 		return &DeleteBackup{}
 	case TypeRekey:
 		return &RekeyBackup{}
+	case TypeConsolidate:
+		return &ConsolidateBackup{}
 	case TypeList:
 		return &ListBackups{}
 	}

@@ -52,7 +52,8 @@ func valid() map[m.Type]m.Command {
 		m.TypeDelete: &m.DeleteBackup{Header: header(m.TypeDelete), Backup: backupRef()},
 		m.TypeRekey: &m.RekeyBackup{Header: header(m.TypeRekey), Backup: backupRef(), OldPassphrase: sealed, OldRevision: jobID,
 			Details: m.Details{Passphrase: sealed, Revision: backupID, Recovery: sealed, RecoveryRevision: jobID}},
-		m.TypeList: &m.ListBackups{Header: header(m.TypeList), BackupPath: "daily/a", Repository: repo(), VM: "web-1"},
+		m.TypeConsolidate: &m.ConsolidateBackup{Header: header(m.TypeConsolidate), Backup: backupRef(), ChainPassphrase: sealed, ChainRevision: backupID, Details: take.Details},
+		m.TypeList:        &m.ListBackups{Header: header(m.TypeList), BackupPath: "daily/a", Repository: repo(), VM: "web-1"},
 	}
 }
 
@@ -101,12 +102,13 @@ func TestDecodeEachCommand(t *testing.T) {
 func TestDecodeMissing(t *testing.T) {
 	top := []string{"version", "type", "job_id", "issued_at"}
 	missing := map[m.Type][]string{
-		m.TypeTake:    append(top, "vm", "repository", "repository.type", "repository.address"),
-		m.TypeRestore: append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address", "to_dir"),
-		m.TypeVerify:  append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
-		m.TypeDelete:  append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
-		m.TypeRekey:   append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
-		m.TypeList:    append(top, "repository", "repository.type", "repository.address"),
+		m.TypeTake:        append(top, "vm", "repository", "repository.type", "repository.address"),
+		m.TypeRestore:     append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address", "to_dir"),
+		m.TypeVerify:      append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
+		m.TypeDelete:      append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
+		m.TypeRekey:       append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
+		m.TypeConsolidate: append(top, "backup", "backup.id", "backup.vm", "backup.repository", "backup.repository.type", "backup.repository.address"),
+		m.TypeList:        append(top, "repository", "repository.type", "repository.address"),
 	}
 	for typ, fields := range missing {
 		for _, field := range fields {

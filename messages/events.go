@@ -51,7 +51,7 @@ type Event struct {
 	Error *Failure `json:"error,omitempty"`
 	// BackupID is set in the verified and succeeded events of commands on one backup.
 	BackupID string `json:"backup_id,omitempty"`
-	// Backup is set when a backup was taken, or got another passphrase.
+	// Backup is set when a backup was taken, made out of a chain, or got another passphrase.
 	Backup *CatalogEntry `json:"backup,omitempty"`
 	// Verified is set in a verified event.
 	Verified *Verification `json:"verified,omitempty"`
@@ -182,7 +182,10 @@ type CatalogEntry struct {
 	Parent string `json:"parent,omitempty"`
 	// FullReason says why a backup of mode auto is a full one.
 	FullReason FullReason `json:"full_reason,omitempty"`
-	Encrypted  bool       `json:"encrypted"`
+	// ConsolidatedFrom is the id of the incremental that a full backup was made of, without its VM; the two
+	// show the same moment. "" for one that was taken.
+	ConsolidatedFrom string `json:"consolidated_from,omitempty"`
+	Encrypted        bool   `json:"encrypted"`
 	// Revision names the passphrase, RecoveryRevision the recovery passphrase, of those that are kept
 	// for the zone; "" where nobody keeps it, or there is none.
 	Revision         string `json:"passphrase_revision,omitempty"`

@@ -36,7 +36,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"version":2}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		cmd, h, err := m.Decode(data)
-		if h.JobID != "" && m.CheckID("job_id", h.JobID) != nil || len(h.Type) > len(m.TypeRestore) {
+		if h.JobID != "" && m.CheckID("job_id", h.JobID) != nil || len(h.Type) > len(m.TypeConsolidate) {
 			t.Fatalf("the header has the job id %q and the type %q", h.JobID, h.Type)
 		}
 		if err != nil {

@@ -129,6 +129,16 @@ func command() *rapid.Generator[m.Command] {
 				OldPassphrase: sealedText().Draw(t, "old"), OldRevision: rapid.OneOf(rapid.Just(""), id()).Draw(t, "old revision"), Details: d}
 		}),
 		rapid.Custom(func(t *rapid.T) m.Command {
+			c := &m.ConsolidateBackup{Header: headers(m.TypeConsolidate).Draw(t, "header"), Backup: reference().Draw(t, "backup"), Details: takeDetails().Draw(t, "details")}
+			if c.ChainPassphrase = rapid.OneOf(rapid.Just(""), sealedText()).Draw(t, "chain passphrase"); c.ChainPassphrase != "" {
+				c.ChainRevision = rapid.OneOf(rapid.Just(""), id()).Draw(t, "chain revision")
+			}
+			for c.Backup.ID == c.JobID {
+				c.Backup.ID = id().Draw(t, "another backup")
+			}
+			return c
+		}),
+		rapid.Custom(func(t *rapid.T) m.Command {
 			c := &m.ListBackups{Header: headers(m.TypeList).Draw(t, "header"), BackupPath: folder().Draw(t, "path"), Repository: repository().Draw(t, "repository")}
 			if rapid.Bool().Draw(t, "of a VM") {
 				c.VM = vmName().Draw(t, "vm")

@@ -33,6 +33,9 @@ func (c *DeleteBackup) Target() string { return c.Backup.VM }
 // Target is the VM whose backup gets another passphrase.
 func (c *RekeyBackup) Target() string { return c.Backup.VM }
 
+// Target is the VM whose backup is made whole.
+func (c *ConsolidateBackup) Target() string { return c.Backup.VM }
+
 // Target is the VM whose backups are listed, or the repository's address.
 func (c *ListBackups) Target() string {
 	if c.VM != "" {
@@ -177,6 +180,29 @@ func (c *RekeyBackup) Validate() error {
 		return err
 	}
 	return c.Details.only(DetailPassphrase, DetailRevision, DetailRecovery, DetailRecoveryRevision)
+}
+
+// Validate implements Command.
+func (c *ConsolidateBackup) Validate() error {
+	if err := c.validate(TypeConsolidate); err != nil {
+		return err
+	}
+	if err := c.Backup.validate(); err != nil {
+		return err
+	}
+	if c.Backup.ID == c.JobID {
+		return Errorf(CodeInvalidMessage, "the backup %q is the one that the job makes", c.Backup.ID)
+	}
+	if err := checkSealed("chain_passphrase", c.ChainPassphrase); err != nil {
+		return err
+	}
+	if err := checkRevision("chain_revision", c.ChainRevision); err != nil {
+		return err
+	}
+	if c.ChainRevision != "" && c.ChainPassphrase == "" {
+		return Errorf(CodeInvalidDetail, "there is a chain_revision and no chain_passphrase")
+	}
+	return c.Details.check()
 }
 
 // Validate implements Command.

@@ -1,6 +1,7 @@
 package messages_test
 
 import (
+	"strings"
 	"testing"
 
 	m "github.com/nasfleet/nasfleet/messages"
@@ -23,6 +24,35 @@ func TestZoneSettings(t *testing.T) {
 	} {
 		if err := tt.s.Validate(); m.CodeOf(err) != tt.code {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The passphrase of a chain is sealed, and has a name only where there is one; a backup is not made of itself.
+func TestConsolidateIsChecked(t *testing.T) {
+	ref := m.ConsolidateBackup{Header: header(m.TypeConsolidate), Backup: backupRef()}
+	for name, tt := range map[string]struct {
+		change func(*m.ConsolidateBackup)
+		want   m.Code
+	}{
+		"as it is":                   {func(*m.ConsolidateBackup) {}, ""},
+		"a chain in the clear":       {func(c *m.ConsolidateBackup) { c.Details = m.Details{Encryption: true, Passphrase: sealed} }, ""},
+		"a chain's name":             {func(c *m.ConsolidateBackup) { c.ChainPassphrase, c.ChainRevision = sealed, jobID }, ""},
+		"a name of nothing":          {func(c *m.ConsolidateBackup) { c.ChainRevision = jobID }, m.CodeInvalidDetail},
+		"a name that is none":        {func(c *m.ConsolidateBackup) { c.ChainPassphrase, c.ChainRevision = sealed, "hunter2" }, m.CodeInvalidDetail},
+		"in the clear":               {func(c *m.ConsolidateBackup) { c.ChainPassphrase = "hunter2" }, m.CodePassphraseUnsealed},
+		"encryption with nothing":    {func(c *m.ConsolidateBackup) { c.Details.Encryption = true }, m.CodePassphraseMissing},
+		"the chain's is not the new": {func(c *m.ConsolidateBackup) { c.ChainPassphrase, c.Details.Encryption = sealed, true }, m.CodePassphraseMissing},
+		"of itself":                  {func(c *m.ConsolidateBackup) { c.Backup.ID = c.JobID }, m.CodeInvalidMessage},
+	} {
+		c := ref
+		tt.change(&c)
+		err := c.Validate()
+		if m.CodeOf(err) != tt.want && (err != nil || tt.want != "") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: the error holds a passphrase: %v", name, err)
 		}
 	}
 }

@@ -121,6 +121,9 @@ func outcome(e messages.Event) string {
 	switch {
 	case e.Type == messages.TypeRekey:
 		return fmt.Sprintf("backup %s of %s has another passphrase, %s", e.BackupID, e.VM, took)
+	case e.Type == messages.TypeConsolidate && e.Backup != nil:
+		return fmt.Sprintf("backup %s of %s, made of %s: %s stored of %s data, %s, %s", e.Backup.ID, e.Backup.VM, e.Backup.ConsolidatedFrom,
+			size(e.Backup.StoredBytes), size(e.Backup.DataBytes), features(*e.Backup), took)
 	case e.Backup != nil:
 		return fmt.Sprintf("backup %s of %s: %s stored of %s data, %s, %s",
 			e.Backup.ID, e.Backup.VM, size(e.Backup.StoredBytes), size(e.Backup.DataBytes), features(*e.Backup), took)

@@ -38,26 +38,27 @@ var version = "dev"
 type cli struct {
 	connection
 
-	Take     takeCmd     `cmd:"" help:"Back up a VM or disk images: of one host, or of a fleet (--targets)."`
-	Restore  restoreCmd  `cmd:"" help:"Restore the disks of a backup, to a folder or over a stopped VM's."`
-	Verify   verifyCmd   `cmd:"" help:"Read a stored backup back and compare it with its digests."`
-	Delete   deleteCmd   `cmd:"" help:"Delete a stored backup."`
-	Prune    pruneCmd    `cmd:"" help:"Delete old backups by rule: keep the last, and one a day, week and month."`
-	Ls       lsCmd       `cmd:"" help:"List the backups that exist."`
-	Show     showCmd     `cmd:"" help:"Show one backup."`
-	Watch    watchCmd    `cmd:"" help:"Follow what jobs do: all of them until interrupted, or one (--job) to its end."`
-	Jobs     jobsCmd     `cmd:"" help:"List jobs and their states."`
-	Job      storyCmd    `cmd:"" help:"Tell the whole story of one job."`
-	Replay   replayCmd   `cmd:"" help:"Run failed jobs again."`
-	Cancel   cancelCmd   `cmd:"" help:"End a job that waits or runs."`
-	Throttle throttleCmd `cmd:"" help:"Change the bandwidth limit of a job."`
-	Init     initCmd     `cmd:"" help:"Make the streams and buckets, or the configuration of a NATS server; --check says what differs."`
-	Host     hostCmd     `cmd:"" help:"Add hosts to the fleet, list them, revoke them."`
-	Hosts    hostsCmd    `cmd:"" help:"List the hosts that are alive."`
-	Zone     zoneCmd     `cmd:"" help:"Settings and passphrases of the zones."`
-	Rekey    rekeyCmd    `cmd:"" help:"Put another passphrase on a stored backup; its data is not copied."`
-	Signkey  signkeyCmd  `cmd:"" help:"Print the public key that hosts check commands with; makes it when there is none."`
-	Seal     sealCmd     `cmd:"" help:"Seal the passphrase on standard input for a host, for commands written by hand."`
+	Take        takeCmd        `cmd:"" help:"Back up a VM or disk images: of one host, or of a fleet (--targets)."`
+	Restore     restoreCmd     `cmd:"" help:"Restore the disks of a backup, to a folder or over a stopped VM's."`
+	Verify      verifyCmd      `cmd:"" help:"Read a stored backup back and compare it with its digests."`
+	Delete      deleteCmd      `cmd:"" help:"Delete a stored backup."`
+	Prune       pruneCmd       `cmd:"" help:"Delete old backups by rule: keep the last, and one a day, week and month."`
+	Ls          lsCmd          `cmd:"" help:"List the backups that exist."`
+	Show        showCmd        `cmd:"" help:"Show one backup."`
+	Watch       watchCmd       `cmd:"" help:"Follow what jobs do: all of them until interrupted, or one (--job) to its end."`
+	Jobs        jobsCmd        `cmd:"" help:"List jobs and their states."`
+	Job         storyCmd       `cmd:"" help:"Tell the whole story of one job."`
+	Replay      replayCmd      `cmd:"" help:"Run failed jobs again."`
+	Cancel      cancelCmd      `cmd:"" help:"End a job that waits or runs."`
+	Throttle    throttleCmd    `cmd:"" help:"Change the bandwidth limit of a job."`
+	Init        initCmd        `cmd:"" help:"Make the streams and buckets, or the configuration of a NATS server; --check says what differs."`
+	Host        hostCmd        `cmd:"" help:"Add hosts to the fleet, list them, revoke them."`
+	Hosts       hostsCmd       `cmd:"" help:"List the hosts that are alive."`
+	Zone        zoneCmd        `cmd:"" help:"Settings and passphrases of the zones."`
+	Consolidate consolidateCmd `cmd:"" help:"Make a new full backup of an incremental and all that it continues, without the VM."`
+	Rekey       rekeyCmd       `cmd:"" help:"Put another passphrase on a stored backup; its data is not copied."`
+	Signkey     signkeyCmd     `cmd:"" help:"Print the public key that hosts check commands with; makes it when there is none."`
+	Seal        sealCmd        `cmd:"" help:"Seal the passphrase on standard input for a host, for commands written by hand."`
 }
 
 // connection is what all commands have in common.

@@ -73,6 +73,8 @@ func mode(e messages.CatalogEntry) string {
 	switch {
 	case e.Parent != "":
 		return fmt.Sprintf("%s of %s", e.Mode, e.Parent)
+	case e.ConsolidatedFrom != "":
+		return fmt.Sprintf("%s, made of %s", e.Mode, e.ConsolidatedFrom)
 	case e.FullReason != "":
 		return fmt.Sprintf("%s (%s)", e.Mode, e.FullReason)
 	}

@@ -61,6 +61,8 @@ func pathsOf(cmd messages.Command) (paths []string, repo messages.Repository) {
 		return nil, c.Backup.Repository
 	case *messages.RekeyBackup:
 		return nil, c.Backup.Repository
+	case *messages.ConsolidateBackup:
+		return nil, c.Backup.Repository
 	case *messages.ListBackups:
 		return nil, c.Repository
 	}

@@ -54,6 +54,10 @@ func (f *full) refuse() error {
 // is changed but for checkpoints of attempts that never became backups.
 func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository, disks []sourceDisk) error {
 	t.man.Mode = messages.ModeFull
+	if src, ok := t.src.(*chainSource); ok {
+		t.point.checkpoint = src.checkpoint()
+		return nil
+	}
 	if f := t.src.noIncremental(); f != nil {
 		return t.takeFull(f)
 	}

@@ -50,7 +50,13 @@ func (e *Executor) cleanUp(ctx context.Context, ws *workspace, cmd messages.Comm
 	case *messages.TakeBackup:
 		serr := e.cleanSource(ctx, ws, cmd)
 		out, err := e.cleanRepository(ctx, ws, cmd)
+		if out == nil && err == nil && cmd.VM != "" {
+			// That of a backup that was committed is what the next incremental needs.
+			e.dropCheckpoint(ctx, ws.repo, newBackupRef(cmd), checkpointPrefix+ws.job)
+		}
 		return out, errors.Join(serr, err)
+	case *messages.ConsolidateBackup:
+		return e.cleanRepository(ctx, ws, asTake(cmd))
 	case *messages.RestoreBackup:
 		if err := e.checkPaths(ctx, cmd); err != nil {
 			return nil, err // no attempt has gone there
@@ -72,6 +78,7 @@ func (e *Executor) cleanSource(ctx context.Context, ws *workspace, cmd *messages
 	return e.removeScratch(ctx, ws.job)
 }
 
+// cleanRepository removes an unfinished backup, and returns a finished one.
 func (e *Executor) cleanRepository(ctx context.Context, ws *workspace, cmd *messages.TakeBackup) (*Outcome, error) {
 	if err := e.checkPaths(ctx, cmd); err != nil {
 		return nil, err // no attempt has gone there
@@ -83,13 +90,8 @@ func (e *Executor) cleanRepository(ctx context.Context, ws *workspace, cmd *mess
 	if err := repo.Sweep(ctx, repository.Location{BackupPath: cmd.BackupPath, VM: cmd.Target(), ID: ws.job}); err != nil {
 		return nil, err
 	}
-	ref := messages.BackupRef{ID: ws.job, VM: cmd.Target(), BackupPath: cmd.BackupPath, Repository: cmd.Repository}
-	b, err := repo.Find(ctx, ref)
+	b, err := repo.Find(ctx, newBackupRef(cmd))
 	if messages.CodeOf(err) == messages.CodeBackupNotFound {
-		if cmd.VM != "" {
-			// That of a backup that was committed is what the next incremental needs.
-			e.dropCheckpoint(ctx, repo, ref, checkpointPrefix+ws.job)
-		}
 		return nil, nil
 	}
 	if err != nil {
@@ -97,6 +99,11 @@ func (e *Executor) cleanRepository(ctx context.Context, ws *workspace, cmd *mess
 	}
 	out := takenOutcome(cmd, b.Manifest)
 	return &out, nil
+}
+
+// newBackupRef is where the backup of a command is, or would be: its id is the job's.
+func newBackupRef(cmd *messages.TakeBackup) messages.BackupRef {
+	return messages.BackupRef{ID: cmd.JobID, VM: cmd.Target(), BackupPath: cmd.BackupPath, Repository: cmd.Repository}
 }
 
 // removeUnfinished removes a restore's files that have not got their names.

@@ -107,7 +107,7 @@ type Deleted struct{ ID, Zone, Host string }
 type Outcome struct {
 	// BackupID is set by commands on one backup.
 	BackupID string
-	// Backup is set when one was taken, or got another passphrase.
+	// Backup is set when one was taken, made out of a chain, or got another passphrase.
 	Backup *messages.CatalogEntry
 	// Changed are other backups that are not what they were.
 	Changed []messages.CatalogEntry
@@ -125,6 +125,8 @@ func BandwidthLimit(cmd messages.Command) int {
 	switch cmd := cmd.(type) {
 	case *messages.TakeBackup:
 		return cmd.Details.BandwidthLimit
+	case *messages.ConsolidateBackup:
+		return cmd.Details.BandwidthLimit
 	case *messages.RestoreBackup:
 		return cmd.Details.BandwidthLimit
 	case *messages.VerifyBackup:
@@ -136,7 +138,7 @@ func BandwidthLimit(cmd messages.Command) int {
 // Copies says whether a command's job copies data, and so has a bandwidth limit.
 func Copies(cmd messages.Command) bool {
 	switch cmd.(type) {
-	case *messages.TakeBackup, *messages.RestoreBackup, *messages.VerifyBackup:
+	case *messages.TakeBackup, *messages.RestoreBackup, *messages.VerifyBackup, *messages.ConsolidateBackup:
 		return true
 	}
 	return false
@@ -207,6 +209,8 @@ func (e *Executor) run(ctx context.Context, ws *workspace, cmd messages.Command,
 		return e.remove(ctx, ws, cmd, r)
 	case *messages.RekeyBackup:
 		return e.rekey(ctx, ws, cmd, r)
+	case *messages.ConsolidateBackup:
+		return e.consolidate(ctx, ws, cmd, r)
 	case *messages.ListBackups:
 		return e.list(ctx, ws, cmd, r)
 	}

@@ -38,17 +38,17 @@ type lane struct {
 	zeroHoles bool
 	// changes is the name of the source's dirty bitmap that says what is to be copied; "" for all.
 	changes string
-	// stall bounds how long a side may be silent; stored says which of them is the repository's.
+	// stall bounds how long a side may be silent; stored says which of them are the repository's.
 	stall  time.Duration
 	stored side
 	report Reporter
 }
 
-// side is one end of a lane.
+// side is an end of a lane, or both.
 type side int
 
 const (
-	sourceSide side = iota
+	sourceSide side = 1 << iota
 	targetSide
 )
 
@@ -95,7 +95,14 @@ func runLane(ctx context.Context, l lane) (copier.Stats, error) {
 // stalled says that a side which does not move is the repository, if it is that side.
 func stalled(err error, stored side) error {
 	var s *copier.Stalled
-	if !errors.As(err, &s) || s.Target != (stored == targetSide) {
+	if !errors.As(err, &s) {
+		return err
+	}
+	at := sourceSide
+	if s.Target {
+		at = targetSide
+	}
+	if stored&at == 0 {
 		return err
 	}
 	return messages.Errorf(messages.CodeRepositoryLost, "%w", s)

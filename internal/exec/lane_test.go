@@ -123,5 +123,7 @@ func TestAFullRunFolderIsNotTheTarget(t *testing.T) {
 	wantCode(t, ownTrouble(full), messages.CodeInternal)
 	target := messages.Errorf(messages.CodeTargetFull, "%w", &nbd.Error{Op: "write", Errno: syscall.ENOSPC})
 	wantCode(t, ownTrouble(target), messages.CodeTargetFull)
+	chain := messages.Errorf(messages.CodeSourceReadFailed, "digests: %w", &fs.PathError{Op: "read", Path: "/run/mnt/x", Err: syscall.EIO})
+	wantCode(t, ownTrouble(chain), messages.CodeSourceReadFailed)
 	check(t, ownTrouble(nil))
 }

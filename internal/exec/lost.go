@@ -19,13 +19,22 @@ func (ws *workspace) explain(ctx context.Context, cmd messages.Command, err erro
 	if lost := ws.repo.Check(ctx); lost != nil {
 		return messages.Errorf(messages.CodeRepositoryLost, "%w: %w", lost, err)
 	}
-	if _, writes := cmd.(*messages.TakeBackup); !writes || messages.CodeOf(err) != messages.CodeTargetWriteFailed {
+	if !makesBackup(cmd) || messages.CodeOf(err) != messages.CodeTargetWriteFailed {
 		return err
 	}
 	if free, ferr := ws.repo.FreeBytes(ctx); ferr == nil && free < fullBelow {
 		return messages.Errorf(messages.CodeTargetFull, "%d MiB are free on the repository: %w", free>>20, err)
 	}
 	return err
+}
+
+// makesBackup says whether a command's job writes a new backup.
+func makesBackup(cmd messages.Command) bool {
+	switch cmd.(type) {
+	case *messages.TakeBackup, *messages.ConsolidateBackup:
+		return true
+	}
+	return false
 }
 
 // mayBeLost says whether a failure of this code can come from a repository that went away.

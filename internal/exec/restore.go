@@ -191,20 +191,7 @@ func (t *restoring) open(ctx context.Context, to *restoreTarget) (err error) {
 	if to.from, err = t.ws.daemon(ctx, fmt.Sprintf("src%d", d.index)); err != nil {
 		return err
 	}
-	if err := to.from.OpenChain(ctx, d.name, d.backups(t.backup.pass)); err != nil {
-		return err
-	}
-	size, err := exportSize(ctx, to.from.Socket(), d.name)
-	if err != nil {
-		return err
-	}
-	if size != d.size {
-		return errImageSize(d, size)
-	}
-	to.check, err = openCheck(ctx, t.e.cfg.StallTimeout, d, d.links, func(link int) endpoint {
-		return endpoint{to.from.Socket(), storaged.LinkExport(d.name, link)}
-	})
-	if err != nil {
+	if to.check, err = d.open(ctx, to.from, t.backup.pass, t.e.cfg.StallTimeout); err != nil {
 		return err
 	}
 	t.ws.onClose("digests", func(context.Context) error { return to.check.Close() })
@@ -225,7 +212,7 @@ func (t *restoring) copyDisk(ctx context.Context, to *restoreTarget) error {
 		stall: t.e.cfg.StallTimeout, stored: sourceSide,
 	})
 	if err != nil {
-		return mismatch(messages.CodeBackupCorrupt, d.name, undecodable(ctx, d.links, died(err, to.from, to.into)))
+		return d.failed(ctx, died(err, to.from, to.into))
 	}
 	return errors.Join(to.into.CloseExport(ctx, d.name), to.into.Stop(), to.check.Close(), to.from.Stop())
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// source is where a backup's data comes from: a running VM, or disks that nobody writes.
+// source is where a backup's data comes from: a running VM, disks that nobody writes, or a chain of backups.
 type source interface {
 	// prepare finds the disks and their sizes. The guest does not notice.
 	prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error)
@@ -56,6 +56,9 @@ type sourceDisk struct {
 	socket, export string
 	// daemon serves it; nil for a running VM's own QEMU.
 	daemon *storaged.Daemon
+	// stored is set for a disk of a chain of backups, which is compared with the digests of each.
+	stored *storedDisk
+	check  *diskCheck
 }
 
 // moment is the point in time that a backup shows.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
@@ -49,19 +50,25 @@ func (e *Executor) stored(ctx context.Context, ws *workspace, ref messages.Backu
 	if err != nil {
 		return nil, err
 	}
+	repo, err := ws.repository(ctx, ref.Repository)
+	if err != nil {
+		pass.Wipe()
+		return nil, err
+	}
+	return findStored(ctx, repo, ref, pass)
+}
+
+// findStored is stored for a repository that is open, and a passphrase that is; the result wipes it.
+func findStored(ctx context.Context, repo *repository.Repository, ref messages.BackupRef, pass *secret.Passphrase) (*storedBackup, error) {
 	s := &storedBackup{pass: pass}
-	if err := s.find(ctx, ws, ref); err != nil {
+	if err := s.find(ctx, repo, ref); err != nil {
 		s.wipe()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *storedBackup) find(ctx context.Context, ws *workspace, ref messages.BackupRef) error {
-	repo, err := ws.repository(ctx, ref.Repository)
-	if err != nil {
-		return err
-	}
+func (s *storedBackup) find(ctx context.Context, repo *repository.Repository, ref messages.BackupRef) (err error) {
 	if s.chain, err = repo.Chain(ctx, ref); err != nil {
 		return err
 	}
@@ -183,6 +190,29 @@ func (s *storedBackup) disks(ctx context.Context, from []repository.Disk) ([]sto
 		disks = append(disks, disk)
 	}
 	return disks, nil
+}
+
+// open exports the disk, as its chain shows it, from a daemon, and returns what its content is compared with.
+func (d storedDisk) open(ctx context.Context, from *storaged.Daemon, pass *secret.Passphrase, timeout time.Duration) (*diskCheck, error) {
+	if err := from.OpenChain(ctx, d.name, d.backups(pass)); err != nil {
+		return nil, err
+	}
+	size, err := exportSize(ctx, from.Socket(), d.name)
+	if err != nil {
+		return nil, err
+	}
+	if size != d.size {
+		return nil, errImageSize(d, size)
+	}
+	return openCheck(ctx, timeout, d, d.links, func(link int) endpoint {
+		return endpoint{from.Socket(), storaged.LinkExport(d.name, link)}
+	})
+}
+
+// failed tells what a copy of the disk has found that failed: a block that is not what it was is of a backup
+// that is damaged.
+func (d storedDisk) failed(ctx context.Context, err error) error {
+	return mismatch(messages.CodeBackupCorrupt, d.name, undecodable(ctx, d.links, err))
 }
 
 // linkOf finds the files of one disk of one backup.

@@ -90,7 +90,12 @@ func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBa
 	}
 	// This attempt may end before it comes to make its own.
 	ws.onClose("a killed attempt's scratch files", func(ctx context.Context) error { return e.removeScratch(ctx, ws.job) })
+	return t.run(ctx)
+}
 
+// run makes a backup of the source.
+func (t *taking) run(ctx context.Context) (Outcome, error) {
+	ws, cmd, r := t.ws, t.cmd, t.r
 	r.Phase(messages.PhaseMounting)
 	repo, err := ws.repository(ctx, cmd.Repository)
 	if err != nil {
@@ -167,7 +172,9 @@ func (t *taking) copy(ctx context.Context, repo *repository.Repository) error {
 	if err := each(ctx, t.disks, t.createTarget); err != nil {
 		return err
 	}
-	t.r.Phase(messages.PhaseFreezing)
+	if _, ok := t.src.(*chainSource); !ok {
+		t.r.Phase(messages.PhaseFreezing)
+	}
 	m, err := t.beginSource(ctx)
 	if err != nil {
 		return err
@@ -224,13 +231,21 @@ func (t *taking) createTarget(ctx context.Context, d *takenDisk) (err error) {
 func (t *taking) copyAll(ctx context.Context) error {
 	return watched(ctx, t.src.check, func(ctx context.Context) error {
 		return each(ctx, t.disks, func(ctx context.Context, d *takenDisk) (err error) {
-			d.stats, err = runLane(ctx, lane{
+			l := lane{
 				name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{d.target.Socket(), d.name},
 				size: d.size, unit: d.unit, limiter: t.limiter, digests: d.digests, report: t.r,
 				stall: t.e.cfg.StallTimeout, stored: targetSide,
 				changes: t.changes(d),
-			})
-			return ownTrouble(died(err, d.target, d.daemon))
+			}
+			if d.check != nil {
+				l.check, l.stored = d.check, sourceSide|targetSide
+			}
+			d.stats, err = runLane(ctx, l)
+			err = ownTrouble(died(err, d.target, d.daemon))
+			if d.stored != nil && err != nil {
+				err = d.stored.failed(ctx, err)
+			}
+			return err
 		})
 	})
 }
@@ -253,7 +268,7 @@ func (t *taking) changes(d *takenDisk) string {
 // full run folder is none of the repository's business. NBD errors name no path.
 func ownTrouble(err error) error {
 	var own *fs.PathError
-	if !errors.As(err, &own) {
+	if !errors.As(err, &own) || messages.CodeOf(err) == messages.CodeSourceReadFailed { // the digests of a chain
 		return err
 	}
 	return messages.Errorf(messages.CodeInternal, "%w", err).
@@ -317,9 +332,11 @@ func (t *taking) describe() error {
 	m.Tool = "nasfleet " + cfg.Version
 	m.FinishedAt = time.Now().UTC()
 	t.src.describe(m)
-	m.Consistency = consistency(m.Source, m.Quiesced)
+	if m.Consistency == "" {
+		m.Consistency = consistency(m.Source, m.Quiesced)
+	}
 	for _, s := range m.Skipped {
-		m.Notes = append(m.Notes, fmt.Sprintf("%s was left out: %s", s.Target, s.Reason))
+		m.Notes = append(m.Notes, skippedNote(s))
 	}
 	if t.cmd.Details.Compression {
 		m.Compression = t.cmd.Details.Type()
@@ -347,6 +364,10 @@ func (t *taking) describe() error {
 		})
 	}
 	return nil
+}
+
+func skippedNote(s repository.Skipped) string {
+	return fmt.Sprintf("%s was left out: %s", s.Target, s.Reason)
 }
 
 // consistency says in words how far the data can be trusted.

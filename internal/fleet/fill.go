@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -10,6 +11,9 @@ import (
 // filling says what of a backup's details was asked for; the rest is as the zone has it.
 type filling struct {
 	given map[string]bool
+	// from is what a backup is made of: what that has goes on where nothing else was asked for; nil for one
+	// that is taken.
+	from *messages.CatalogEntry
 	// target is the job's place in a file of targets, from 1; 0 for a job of its own.
 	target int
 }
@@ -45,9 +49,9 @@ func (m *Manager) Fill(ctx context.Context, jobs []*Job) error {
 }
 
 func (m *Manager) fillOne(ctx context.Context, j *Job, s messages.ZoneSettings) error {
-	d, given := detailsOf(j.Command), j.fill.given
+	d, given, from := detailsOf(j.Command), j.fill.given, j.fill.from
 	if !given[messages.DetailCompression] {
-		d.Compression = s.Compression
+		d.Compression = s.Compression || from != nil && from.Compressed
 	}
 	if !given[messages.DetailBandwidthLimit] {
 		d.BandwidthLimit = s.BandwidthLimit
@@ -56,22 +60,22 @@ func (m *Manager) fillOne(ctx context.Context, j *Job, s messages.ZoneSettings) 
 		d.IntegrityCheck = s.IntegrityCheck
 	}
 	if !given[messages.DetailEncryption] {
-		d.Encryption = s.Encryption
+		d.Encryption = s.Encryption || from != nil && from.Encrypted
 	}
+	passphrase := d.Passphrase != "" || slices.ContainsFunc(j.sealings, func(s sealing) bool { return s.into == &d.Passphrase })
 	if !d.Encryption {
-		if len(j.sealings) > 0 || d.Passphrase != "" {
+		if passphrase {
 			return passphraseForNothing()
 		}
 		return nil
 	}
-	if d.Passphrase == "" && len(j.sealings) == 0 {
-		if s.Passphrase == "" {
-			return noPassphrase(j.Zone)
-		}
-		d.Revision = s.Passphrase
-		if err := m.sealKept(ctx, j, s.Passphrase, &d.Passphrase); err != nil {
+	if !passphrase {
+		p, revision, err := m.newKept(ctx, j, s)
+		if err != nil {
 			return err
 		}
+		d.Revision = revision
+		j.sealings = append(j.sealings, sealing{p, &d.Passphrase})
 	}
 	if d.Recovery == "" && s.Recovery != "" {
 		d.RecoveryRevision = s.Recovery

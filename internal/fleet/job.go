@@ -126,6 +126,8 @@ func detailsOf(cmd messages.Command) *messages.Details {
 		return &c.Details
 	case *messages.RekeyBackup:
 		return &c.Details
+	case *messages.ConsolidateBackup:
+		return &c.Details
 	}
 	return nil
 }

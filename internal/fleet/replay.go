@@ -230,6 +230,9 @@ func (m *Manager) sealAgain(ctx context.Context, j *Job) {
 	if c, ok := j.Command.(*messages.RekeyBackup); ok {
 		again(c.OldRevision, &c.OldPassphrase)
 	}
+	if c, ok := j.Command.(*messages.ConsolidateBackup); ok {
+		again(c.ChainRevision, &c.ChainPassphrase)
+	}
 }
 
 // replayID is the id of the one job that replays another: a ULID of the time when the old one's

@@ -97,6 +97,9 @@ func redacted(cmd messages.Command) messages.Command {
 	if r, ok := c.(*messages.RekeyBackup); ok && r.OldPassphrase != "" {
 		r.OldPassphrase = "(sealed)"
 	}
+	if k, ok := c.(*messages.ConsolidateBackup); ok && k.ChainPassphrase != "" {
+		k.ChainPassphrase = "(sealed)"
+	}
 	return c
 }
 
@@ -120,6 +123,10 @@ func withHead(cmd messages.Command, head messages.Header) messages.Command {
 		n.Header = head
 		return &n
 	case *messages.RekeyBackup:
+		n := *c
+		n.Header = head
+		return &n
+	case *messages.ConsolidateBackup:
 		n := *c
 		n.Header = head
 		return &n

@@ -49,6 +49,10 @@ type Manifest struct {
 	Parent string `json:"parent,omitempty"`
 	// Links is how many backups a restore reads: one more than the parent's. 0 stands for 1.
 	Links int `json:"links,omitempty"`
+	// ConsolidatedFrom is the incremental, beside this one, that a full backup was made of; the rest of the
+	// manifest says of that moment what the incremental's said. It need not exist any more. "" for one that
+	// was taken.
+	ConsolidatedFrom string `json:"consolidated_from,omitempty"`
 	// Checkpoint is the name of a libvirt checkpoint, which an incremental can continue from as long as
 	// libvirt has it: it says what has changed since CreatedAt, at least. Several backups can name one, and
 	// each of them holds it. "" where there was none.
@@ -139,7 +143,7 @@ const (
 func (m Manifest) CatalogEntry(repo messages.Repository, backupPath string) messages.CatalogEntry {
 	e := messages.CatalogEntry{
 		ID: m.ID, Zone: m.Zone, Host: m.Host, VM: m.VM, JobID: m.JobID, CreatedAt: m.CreatedAt, Mode: m.Mode,
-		Parent: m.Parent, FullReason: m.FullReason,
+		Parent: m.Parent, FullReason: m.FullReason, ConsolidatedFrom: m.ConsolidatedFrom,
 		Encrypted: m.Encryption.LUKS, Revision: m.Encryption.Revision, RecoveryRevision: m.Encryption.RecoveryRevision, Compressed: m.Compression != "", Quiesced: m.Quiesced,
 		Disks: make([]messages.CatalogDisk, 0, len(m.Disks)), BackupPath: backupPath, Repository: repo,
 	}

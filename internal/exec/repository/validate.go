@@ -108,6 +108,10 @@ func (m Manifest) checkChain() error {
 	switch {
 	case m.Checkpoint != "" && !checkpointPattern.MatchString(m.Checkpoint):
 		return corrupt("%q is not the name of a checkpoint", m.Checkpoint)
+	case m.ConsolidatedFrom != "" && (incremental || m.ConsolidatedFrom == m.ID):
+		return corrupt("it is made of %q, and is no full backup or that backup itself", m.ConsolidatedFrom)
+	case m.ConsolidatedFrom != "" && messages.CheckID("consolidated_from", m.ConsolidatedFrom) != nil:
+		return corrupt("consolidated_from is not a backup's id")
 	case len(m.FullReason) > maxWord:
 		return corrupt("full_reason has %d bytes", len(m.FullReason))
 	case !incremental && (m.Parent != "" || m.Links > 1 || m.Links < 0 || m.hasIncremental()):

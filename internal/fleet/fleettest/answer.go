@@ -116,6 +116,16 @@ func (h *answerer) do(cmd messages.Command, attempt int) error {
 			err = h.f.Bus.PutBackup(h.f.ctx, entry)
 		}
 		fill = func(e *messages.Event) { e.BackupID, e.Backup = entry.ID, &entry }
+	case *messages.ConsolidateBackup:
+		var found []messages.CatalogEntry
+		var entry messages.CatalogEntry
+		if found, err = h.f.Bus.Backup(h.f.ctx, c.Backup.ID); err == nil {
+			take := &messages.TakeBackup{Header: c.Header, VM: c.Backup.VM, BackupPath: c.Backup.BackupPath, Repository: c.Backup.Repository, Details: c.Details}
+			entry = Entry(take, h.zone, h.host)
+			entry.CreatedAt, entry.ConsolidatedFrom = found[0].CreatedAt, c.Backup.ID
+			err = h.f.Bus.PutBackup(h.f.ctx, entry)
+		}
+		fill = func(e *messages.Event) { e.BackupID, e.Backup = entry.ID, &entry }
 	case *messages.ListBackups:
 		take := &messages.TakeBackup{Header: c.Header, VM: "refreshed", Repository: c.Repository}
 		n := 1
@@ -182,6 +192,11 @@ func (h *answerer) unseal(cmd messages.Command) error {
 			return messages.Errorf(messages.CodeVerifyFailed, "the old passphrase still opens it")
 		}
 		return h.lock(c.Backup.ID, c.Details, open)
+	case *messages.ConsolidateBackup:
+		if err := h.unlock(c.Backup.ID, c.ChainPassphrase, open); err != nil {
+			return err
+		}
+		return h.lock(c.JobID, c.Details, open)
 	}
 	return nil
 }

@@ -21,7 +21,7 @@ import (
 // commands are decoded strictly; a schema of one refuses what is unknown.
 func commands() []any {
 	return []any{
-		messages.TakeBackup{}, messages.RestoreBackup{}, messages.VerifyBackup{}, messages.DeleteBackup{}, messages.RekeyBackup{}, messages.ListBackups{},
+		messages.TakeBackup{}, messages.RestoreBackup{}, messages.VerifyBackup{}, messages.DeleteBackup{}, messages.RekeyBackup{}, messages.ConsolidateBackup{}, messages.ListBackups{},
 	}
 }
 

@@ -106,8 +106,10 @@ func constrainFields(s *jsonschema.Schema) {
 		"old_passphrase": func(p *jsonschema.Schema) {
 			p.Pattern, p.MinLength = sealedPattern, number(1)
 		},
-		"old_revision": func(p *jsonschema.Schema) { p.Pattern = revisionPattern },
-		"disks":        func(p *jsonschema.Schema) { text(labelPattern, 0, maxName)(p.Items) },
+		"old_revision":     func(p *jsonschema.Schema) { p.Pattern = revisionPattern },
+		"chain_passphrase": func(p *jsonschema.Schema) { p.Pattern = sealedPattern },
+		"chain_revision":   func(p *jsonschema.Schema) { p.Pattern = revisionPattern },
+		"disks":            func(p *jsonschema.Schema) { text(labelPattern, 0, maxName)(p.Items) },
 	} {
 		setField(s, name, rule)
 	}

@@ -282,6 +282,15 @@ func TestSchemaAndDecoderAgree(t *testing.T) {
 		{messages.TypeRekey, false, object{"details": object{}}},
 		{messages.TypeRekey, false, details("compression", "true")},
 
+		{messages.TypeConsolidate, true, object{"chain_passphrase": absent, "details": absent}},
+		{messages.TypeConsolidate, true, object{"details": nil}},
+		{messages.TypeConsolidate, true, object{"chain_revision": "01K5XZ8M4RA0T5B7C9D1E3F5G7"}},
+		{messages.TypeConsolidate, false, object{"chain_revision": "x"}},
+		{messages.TypeConsolidate, false, object{"chain_passphrase": "plain"}},
+		{messages.TypeConsolidate, false, object{"backup": absent}},
+		{messages.TypeConsolidate, false, details("encryption", "true")},
+		{messages.TypeConsolidate, false, object{"mode": "full"}},
+
 		{messages.TypeList, true, object{"vm": "a", "backup_path": "b"}},
 		{messages.TypeList, false, object{"vm": "a/b"}},
 		{messages.TypeList, false, object{"details": object{}}},
