@@ -45,7 +45,7 @@ type chainSource struct {
 	cmd    *messages.ConsolidateBackup
 	pass   *secret.Passphrase
 	backup *storedBackup
-	domain string
+	xml    string
 	disks  []sourceDisk
 }
 
@@ -72,7 +72,7 @@ func (s *chainSource) prepare(ctx context.Context, ws *workspace) (_ []sourceDis
 		if err != nil {
 			return nil, err
 		}
-		s.domain = string(xml)
+		s.xml = string(xml)
 	}
 	stored, err := s.backup.disks(ctx, s.top().Disks)
 	if err != nil {
@@ -133,6 +133,10 @@ func (s *chainSource) checkpoint() hypervisor.Checkpoint {
 
 func (s *chainSource) noIncremental() *full { return nil }
 
+func (s *chainSource) domain() hypervisor.Domain { return hypervisor.Domain{} }
+
+func (s *chainSource) checkpoints(context.Context) ([]hypervisor.Checkpoint, error) { return nil, nil }
+
 // begin tells the moment of the incremental.
 func (s *chainSource) begin(context.Context, *workspace, point) (moment, error) {
 	top := s.top()
@@ -165,4 +169,4 @@ func (s *chainSource) describe(m *repository.Manifest) {
 	m.ConsolidatedFrom, m.Source, m.UUID, m.Consistency, m.Skipped = top.ID, top.Source, top.UUID, top.Consistency, top.Skipped
 }
 
-func (s *chainSource) domainXML() string { return s.domain }
+func (s *chainSource) domainXML() string { return s.xml }

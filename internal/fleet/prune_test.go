@@ -374,3 +374,50 @@ func (o *order) Event(j *Job, e messages.Event, t Tally) {
 	}
 }
 func (o *order) Progress(*Job, messages.Progress) {}
+
+// A backup made out of a chain counts as one with the chain's newest, of whose moment it is, and is the one that
+// is kept: the old chain goes, but for what a kept incremental continues.
+func TestPruneOfTheConsolidated(t *testing.T) {
+	day := time.Date(2026, 2, 1, 2, 0, 0, 0, time.UTC)
+	incremental := func(n int, parent messages.CatalogEntry) messages.CatalogEntry {
+		b := backupAt(day.AddDate(0, 0, n), n)
+		b.Mode, b.Parent = messages.ModeIncremental, parent.ID
+		return b
+	}
+	full := backupAt(day, 0)
+	first := incremental(1, full)
+	top := incremental(2, first)
+	whole := backupAt(day.AddDate(0, 0, 3), 9) // made a day later
+	whole.CreatedAt, whole.ConsolidatedFrom = top.CreatedAt, top.ID
+	next := incremental(4, whole)
+	beside := incremental(5, top) // of a chain that went on, too
+	for name, tt := range map[string]struct {
+		rules Retention
+		all   []messages.CatalogEntry
+		want  map[string][]string
+	}{
+		"it replaces the old chain": {
+			Retention{KeepLast: 1}, []messages.CatalogEntry{full, first, top, whole}, map[string][]string{whole.ID: {"last"}},
+		},
+		"a moment counts once": {
+			Retention{KeepLast: 2}, []messages.CatalogEntry{full, first, top, whole, next},
+			map[string][]string{next.ID: {"last"}, whole.ID: {"last", "needed by " + next.ID}},
+		},
+		"a day has one": {
+			Retention{KeepDaily: 2}, []messages.CatalogEntry{full, first, top, whole},
+			map[string][]string{
+				whole.ID: {"daily 2026-02-03"}, first.ID: {"daily 2026-02-02"}, full.ID: {"needed by " + first.ID},
+			},
+		},
+		"what is needed stays": {
+			Retention{KeepLast: 1}, []messages.CatalogEntry{full, first, top, whole, beside},
+			map[string][]string{
+				beside.ID: {"last"}, top.ID: {"needed by " + beside.ID}, first.ID: {"needed by " + top.ID}, full.ID: {"needed by " + first.ID},
+			},
+		},
+	} {
+		if kept, _ := judged(t, tt.rules, tt.all); !cmp.Equal(tt.want, kept) {
+			t.Errorf("%s: %s", name, cmp.Diff(tt.want, kept))
+		}
+	}
+}

@@ -61,7 +61,9 @@ func (r Retention) rules() []rule {
 	}
 }
 
-// keeps returns, for each of the backups of one VM that a rule keeps, the rules that do, by its index.
+// keeps returns, for each of the backups of one VM that a rule keeps, the rules that do, by its index. A backup
+// that was made out of a chain shows the same moment as the chain's newest: they count as one, and the one that
+// needs no other is what a rule keeps.
 func (r Retention) keeps(backups []messages.CatalogEntry, zone *time.Location) map[int][]string {
 	newest := make([]int, len(backups))
 	for i := range newest {
@@ -69,8 +71,9 @@ func (r Retention) keeps(backups []messages.CatalogEntry, zone *time.Location) m
 	}
 	slices.SortFunc(newest, func(x, y int) int {
 		a, b := backups[x], backups[y]
-		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.ID, a.ID))
+		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), fullFirst(a, b), cmp.Compare(b.ID, a.ID))
 	})
+	newest = slices.CompactFunc(newest, func(x, y int) bool { return backups[x].CreatedAt.Equal(backups[y].CreatedAt) })
 	kept := map[int][]string{}
 	for _, rule := range r.rules() {
 		left, last := rule.n, ""
@@ -91,4 +94,14 @@ func (r Retention) keeps(backups []messages.CatalogEntry, zone *time.Location) m
 		}
 	}
 	return kept
+}
+
+func fullFirst(a, b messages.CatalogEntry) int {
+	switch {
+	case a.Parent == "" && b.Parent != "":
+		return -1
+	case a.Parent != "" && b.Parent == "":
+		return 1
+	}
+	return 0
 }
