@@ -8,7 +8,7 @@ packages_for() {
     build) echo gcc libc6-dev ;;
     run) echo qemu-utils qemu-system-common e2fsprogs mount procps ;;
     test) echo qemu-system-x86 qemu-block-extra libvirt-daemon-system libvirt-daemon-driver-qemu \
-      libvirt-clients cryptsetup-bin libnbd-bin sshfs openssh-server openssh-client util-linux ;;
+      libvirt-clients cryptsetup-bin libnbd-bin sshfs openssh-server openssh-client util-linux systemd ;;
     bench) echo virtnbdbackup ;;
     ceph) echo ceph-mon ceph-osd ceph-common ;;
     *) echo "deps.sh: no such group: $1" >&2; exit 2 ;;

@@ -1,8 +1,12 @@
 package integration
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -120,4 +124,49 @@ func TestHostileMounts(t *testing.T) {
 		options = strings.ReplaceAll(options, from, at)
 	}
 	w.mustJob(t, on("fuse.sshfs", server.Address(), options)...)
+}
+
+// TestRightsOfTheUnit gives the worker no more rights than the unit in operations.md does.
+func TestRightsOfTheUnit(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.*)$`).FindSubmatch(page)
+	if line == nil || !bytes.Contains(page, []byte("\nNoNewPrivileges=yes\n")) {
+		t.Fatal("the unit gives the worker every right")
+	}
+	rights := "-all"
+	for _, name := range strings.Fields(string(line[1])) {
+		rights += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	l := lab.Libvirtd(t)
+	w := &world{
+		dir: lab.Dir(t), libvirt: l.URI,
+		under: []string{"setpriv", "--no-new-privs", "--bounding-set", rights, "--inh-caps", "-all"},
+	}
+	w.begin(t)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", w.worker.Process.Pid))
+	if err != nil || !bytes.Contains(status, []byte("NoNewPrivs:\t1")) || bytes.Contains(status, []byte("CapEff:\t000001ffffffffff")) {
+		t.Fatalf("the worker has every right: %v\n%s", err, status)
+	}
+	disks := twoDisks(t, w)
+	vm := l.DefineVM(t, lab.VMOptions{Name: "web", Disks: disks})
+	vm.Write(t, "vda", 0, lab.MiB, 0x44)
+	server := lab.Sshd(t)
+	key := w.passphraseFile(t, passphrase)
+	for _, flags := range [][]string{
+		w.onRepo("ext4", lab.LoopImage(t, 512), "loop"),
+		w.onRepo("fuse.sshfs", server.Address(), server.Options()),
+	} {
+		for _, state := range []string{"running", "stopped"} {
+			if state == "stopped" {
+				vm.Destroy(t)
+			}
+			ev := w.mustJob(t, append(slices.Clone(flags), "--vm", "web", "--encrypt", "--passphrase-file", key, "--verify")...)
+			w.mustJob(t, "restore", "--backup", ev.BackupID, "--to", filepath.Join(w.dir, "to-"+ev.BackupID), "--passphrase-file", key)
+			w.nothingLeft(t)
+		}
+		vm.Start(t)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,8 +46,10 @@ type world struct {
 	state  string
 	worker *exec.Cmd
 	args   []string
-	log    *lab.Output
-	ended  chan error
+	// under is a program, with its arguments, that the worker is started by; nil for none.
+	under []string
+	log   *lab.Output
+	ended chan error
 }
 
 // newWorld starts a hostworker with a NATS server of its own; uri is libvirt's, or "none". The test's end
@@ -117,7 +120,8 @@ func (w *world) launch(t *testing.T) {
 	} else {
 		args = append(args, "--nats", w.nats)
 	}
-	w.worker = exec.Command(filepath.Join(binDir, "hostworker"), args...)
+	line := append(append(slices.Clone(w.under), filepath.Join(binDir, "hostworker")), args...)
+	w.worker = exec.Command(line[0], line[1:]...)
 	w.worker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	w.log = &lab.Output{}
 	w.worker.Stderr = w.log
