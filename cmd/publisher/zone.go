@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -87,12 +88,13 @@ type zoneLsCmd struct {
 
 func (c *zoneLsCmd) Run(ctx context.Context, a *app) error {
 	return a.with(ctx, func(m *fleet.Manager) error {
-		zones, err := m.Zones(ctx)
-		if err != nil {
-			return err
+		// What can be read is shown beside an error that names what cannot.
+		zones, unreadable := m.Zones(ctx)
+		if zones == nil && unreadable != nil {
+			return unreadable
 		}
 		if c.JSON {
-			return printJSON(a.stdout, zones)
+			return errors.Join(printJSON(a.stdout, zones), unreadable)
 		}
 		t := newTable(a.stdout, "ZONE", "SETTING", "VALUE", "TYPE", "DEFAULT")
 		for _, z := range zones {
@@ -100,6 +102,6 @@ func (c *zoneLsCmd) Run(ctx context.Context, a *app) error {
 				t.row(z.Zone, s.Key, orDash(s.Value), s.Type, orDash(s.Default))
 			}
 		}
-		return t.flush()
+		return errors.Join(t.flush(), unreadable)
 	})
 }

@@ -20,18 +20,25 @@ type passphraseFlag struct {
 	PassphraseFile string `help:"File that holds the passphrase, - for standard input." placeholder:"FILE" default:"-"`
 }
 
+// newKeyFlag is of the commands that keep a new passphrase.
+type newKeyFlag struct {
+	NewKey bool `help:"Keep it with the key in the folder of --keys, made if there is none, although the zone's passphrases are kept with another: that one is lost."`
+}
+
 type passphraseRotateCmd struct {
 	zoneFlag
 	passphraseFlag
+	newKeyFlag
 }
 
 func (c *passphraseRotateCmd) Run(ctx context.Context, a *app) error {
-	return a.keep(ctx, c.Zone, c.PassphraseFile, false)
+	return a.keep(ctx, c.Zone, c.PassphraseFile, fleet.Rotation{NewKey: c.NewKey})
 }
 
 type passphraseRecoveryCmd struct {
 	zoneFlag
 	passphraseFlag
+	newKeyFlag
 	Off bool `help:"Take no recovery passphrase from now on. Backups that have one keep it."`
 }
 
@@ -39,11 +46,11 @@ func (c *passphraseRecoveryCmd) Run(ctx context.Context, a *app) error {
 	if c.Off {
 		return a.with(ctx, func(m *fleet.Manager) error { return m.DropRecovery(ctx, c.Zone) })
 	}
-	return a.keep(ctx, c.Zone, c.PassphraseFile, true)
+	return a.keep(ctx, c.Zone, c.PassphraseFile, fleet.Rotation{Recovery: true, NewKey: c.NewKey})
 }
 
 // keep reads a passphrase, keeps it for a zone and prints its revision.
-func (a *app) keep(ctx context.Context, zone, file string, recovery bool) error {
+func (a *app) keep(ctx context.Context, zone, file string, r fleet.Rotation) error {
 	passphrases := fleet.NewPassphrases(a.stdin)
 	defer passphrases.Wipe()
 	askTwice(a.stdin)
@@ -52,7 +59,7 @@ func (a *app) keep(ctx context.Context, zone, file string, recovery bool) error 
 		return err
 	}
 	return a.with(ctx, func(m *fleet.Manager) error {
-		revision, err := m.RotatePassphrase(ctx, zone, p, recovery)
+		revision, err := m.RotatePassphrase(ctx, zone, p, r)
 		if err != nil {
 			return err
 		}

@@ -27,6 +27,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrConflict: something of that name exists and is not what it should be.
 	ErrConflict = errors.New("conflict")
+	// ErrUnreadable: what is stored is not what it should be.
+	ErrUnreadable = errors.New("it cannot be read")
 	// ErrStopped: Next was called on something that was stopped.
 	ErrStopped = errors.New("stopped")
 	// ErrAbsent: no worker of the host is connected.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -63,18 +64,27 @@ func (b *Bus) PutZoneSettings(ctx context.Context, s messages.ZoneSettings, revi
 	return b.putZoneValue(ctx, messages.ZoneKey(s.Zone), s, revision)
 }
 
-// AllZoneSettings returns the settings of every zone that something was set for, by name.
+// AllZoneSettings returns the settings of every zone that something was set for, by name. With those that can be read
+// comes an error (ErrUnreadable) that names the others: such a zone has not the defaults.
 func (b *Bus) AllZoneSettings(ctx context.Context) ([]messages.ZoneSettings, error) {
 	var zones []messages.ZoneSettings
+	var unreadable []string
 	err := b.list(ctx, messages.ZoneBucket, "*", func(key string, value []byte) {
-		if s, ok := decodeValue(b, key, value, zoneKey); ok {
-			zones = append(zones, s)
+		s, ok := decodeValue(b, key, value, zoneKey)
+		if !ok || s.Validate() != nil {
+			unreadable = append(unreadable, key)
+			return
 		}
+		zones = append(zones, s)
 	})
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil, nil
 	}
 	slices.SortFunc(zones, func(x, y messages.ZoneSettings) int { return cmp.Compare(x.Zone, y.Zone) })
+	if err == nil && len(unreadable) > 0 {
+		slices.Sort(unreadable)
+		err = fmt.Errorf("bucket %s: %w: %s", messages.ZoneBucket, ErrUnreadable, strings.Join(unreadable, ", "))
+	}
 	return zones, err
 }
 

@@ -2,7 +2,9 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -48,6 +50,14 @@ func TestZoneSettingsAreKept(t *testing.T) {
 	}
 	list, err := b.AllZoneSettings(ctx)
 	if diff := cmp.Diff([]messages.ZoneSettings{{Zone: "a"}, want}, list); diff != "" || err != nil {
+		t.Errorf("%s, %v", diff, err)
+	}
+	// Somebody has written what is none.
+	for key, value := range map[string]string{"z3": `"none"`, "z4": `{"zone":"z1"}`, "z5": `{"zone":"z5","nas.backup.encryption.enabled":true}`} {
+		must(t, b.putZoneValue(ctx, key, json.RawMessage(value), 0))
+	}
+	list, err = b.AllZoneSettings(ctx)
+	if diff := cmp.Diff([]messages.ZoneSettings{{Zone: "a"}, want}, list); diff != "" || !errors.Is(err, ErrUnreadable) || !strings.Contains(err.Error(), "z3, z4, z5") {
 		t.Errorf("%s, %v", diff, err)
 	}
 	if err := b.PutZoneSettings(ctx, messages.ZoneSettings{Zone: "z2", Encryption: true}, 0); messages.CodeOf(err) != messages.CodePassphraseMissing {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -29,14 +30,29 @@ type PassphraseInfo struct {
 	Backups int `json:"backups"`
 }
 
+// Rotation says how a passphrase is kept.
+type Rotation struct {
+	// Recovery makes it the zone's recovery passphrase.
+	Recovery bool
+	// NewKey keeps it with the publisher's present key, made if there is none, although the zone's passphrases are kept
+	// with another: that one is lost.
+	NewKey bool
+}
+
 // RotatePassphrase keeps a passphrase for a zone as its current one, or as its recovery passphrase, and
 // returns its revision. Those before it stay.
-func (m *Manager) RotatePassphrase(ctx context.Context, zone string, p *secret.Passphrase, recovery bool) (string, error) {
+func (m *Manager) RotatePassphrase(ctx context.Context, zone string, p *secret.Passphrase, r Rotation) (string, error) {
+	recovery := r.Recovery
 	if err := messages.CheckLabel("zone", zone); err != nil {
 		return "", refused(err)
 	}
 	if err := m.bus.EnsureZoneBucket(ctx); err != nil {
 		return "", err
+	}
+	if !r.NewKey {
+		if err := m.checkSealKey(ctx, zone); err != nil {
+			return "", err
+		}
 	}
 	k := messages.KeptPassphrase{
 		Zone: zone, Revision: ulid.Make().String(), Recovery: recovery, CreatedAt: time.Now().UTC().Truncate(time.Second),
@@ -80,11 +96,17 @@ func (m *Manager) RestorePassphrase(ctx context.Context, zone, revision string, 
 		if err != nil {
 			return usagef("revision %s: %w", revision, err)
 		}
+		if err := m.checkSealKey(ctx, ""); err != nil {
+			return err
+		}
 		k = messages.KeptPassphrase{Zone: zone, Revision: revision, CreatedAt: ulid.Time(id.Time()).UTC()}
 		return m.keep(ctx, k, p, 0)
 	}
 	if err != nil {
 		return fmt.Errorf("passphrase %s of zone %s: %w", revision, zone, err)
+	}
+	if err := m.checkSealKey(ctx, ""); err != nil {
+		return err
 	}
 	key, err := m.sealKey()
 	if err != nil {
@@ -98,6 +120,50 @@ func (m *Manager) RestorePassphrase(ctx context.Context, zone, revision string, 
 		}
 	}
 	return m.keep(ctx, k, p, last)
+}
+
+// checkSealKey refuses to keep a passphrase with another key than those before it: somebody has pointed --keys to the
+// wrong folder, and whoever uses the right one could not read what he has kept. It looks at the zone's newest passphrase; a
+// key that is not there is compared with those of all zones, and where zone is "" that is all.
+func (m *Manager) checkSealKey(ctx context.Context, zone string) error {
+	key, err := secret.LoadSealKey(m.keys)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return m.noKey(err)
+	}
+	var public string
+	zones := []string{zone}
+	if err == nil {
+		if zone == "" {
+			return nil
+		}
+		if public, err = key.Public(); err != nil {
+			return err
+		}
+	} else {
+		set, err := m.bus.AllZoneSettings(ctx)
+		if err != nil {
+			return fmt.Errorf("settings of the zones: %w", err)
+		}
+		for _, s := range set {
+			zones = append(zones, s.Zone)
+		}
+	}
+	for _, z := range zones {
+		if z == "" {
+			continue
+		}
+		kept, err := m.bus.KeptPassphrases(ctx, z)
+		if err != nil {
+			return fmt.Errorf("passphrases of zone %s: %w", z, err)
+		}
+		if len(kept) > 0 && kept[len(kept)-1].KeptBy != public {
+			return &Error{
+				Class: Usage, Err: fmt.Errorf("the passphrases of zone %s are kept with the key %s, which is not that in %s", z, kept[len(kept)-1].KeptBy, m.keys.Path(secret.SealKeyFile)),
+				Hint: "Point --keys to the folder with that key. If it is lost, rotate with --new-key: docs/operations.md says what that means for old backups.",
+			}
+		}
+	}
+	return nil
 }
 
 // keep stores a passphrase as the publisher's key seals it.

@@ -91,11 +91,15 @@ func unknownSetting(key string) error {
 	}
 }
 
-// Zones lists the zones that have settings or commands, by name.
+// Zones lists the zones that have settings or commands, by name. With those whose settings can be read comes an error
+// that names the others.
 func (m *Manager) Zones(ctx context.Context) ([]Zone, error) {
-	set, err := m.bus.AllZoneSettings(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("settings of the zones: %w", err)
+	set, unreadable := m.bus.AllZoneSettings(ctx)
+	if unreadable != nil {
+		unreadable = fmt.Errorf("settings of the zones: %w", unreadable)
+	}
+	if unreadable != nil && !errors.Is(unreadable, bus.ErrUnreadable) {
+		return nil, unreadable
 	}
 	names, err := m.bus.Zones(ctx)
 	if err != nil {
@@ -106,12 +110,22 @@ func (m *Manager) Zones(ctx context.Context) ([]Zone, error) {
 		zones = append(zones, describe(s))
 	}
 	for _, name := range names {
-		if !slices.ContainsFunc(set, func(s messages.ZoneSettings) bool { return s.Zone == name }) {
-			zones = append(zones, describe(messages.ZoneSettings{Zone: name}))
+		if slices.ContainsFunc(set, func(s messages.ZoneSettings) bool { return s.Zone == name }) {
+			continue
 		}
+		if unreadable != nil {
+			// One of those that cannot be read has not the defaults.
+			s, revision, err := m.bus.ZoneSettings(ctx, name)
+			if err != nil || revision > 0 {
+				continue
+			}
+			zones = append(zones, describe(s))
+			continue
+		}
+		zones = append(zones, describe(messages.ZoneSettings{Zone: name}))
 	}
 	slices.SortFunc(zones, func(a, b Zone) int { return strings.Compare(a.Zone, b.Zone) })
-	return zones, nil
+	return zones, unreadable
 }
 
 // Zone returns a zone with its settings; the defaults where nothing was ever set.

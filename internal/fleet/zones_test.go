@@ -3,6 +3,7 @@ package fleet
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"testing"
@@ -29,7 +30,7 @@ func phrase(t *testing.T, suffix string) *secret.Passphrase {
 
 func rotate(t *testing.T, m *Manager, zone, suffix string, recovery bool) string {
 	t.Helper()
-	revision, err := m.RotatePassphrase(t.Context(), zone, phrase(t, suffix), recovery)
+	revision, err := m.RotatePassphrase(t.Context(), zone, phrase(t, suffix), Rotation{Recovery: recovery})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,7 +373,28 @@ func TestLostKey(t *testing.T) {
 	if err := restore(lost, "-", NewPassphrases(strings.NewReader(fleettest.Passphrase+" old"))); err != nil {
 		t.Errorf("with the passphrase itself: %v", err)
 	}
+	// Nothing is kept with a new key by mistake, whatever the zone.
+	for _, zone := range []string{"z1", "z2"} {
+		for _, recovery := range []bool{false, true} {
+			_, err := lost.RotatePassphrase(ctx, zone, phrase(t, " new"), Rotation{Recovery: recovery})
+			if ClassOf(err) != Usage || !strings.Contains(HintOf(err), "--new-key") {
+				t.Errorf("%s: %v, hint %q", zone, err, HintOf(err))
+			}
+		}
+	}
+	if err := lost.RestorePassphrase(ctx, "z1", revision, phrase(t, " old")); ClassOf(err) != Usage {
+		t.Errorf("restored with a new key: %v", err)
+	}
+	if _, err := os.Stat(lost.keys.Path(secret.SealKeyFile)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a key was made: %v", err)
+	}
+	if _, err := lost.RotatePassphrase(ctx, "z1", phrase(t, " new"), Rotation{NewKey: true}); err != nil {
+		t.Fatal(err)
+	}
 	rotate(t, lost, "z1", " new", false)
+	if _, err := m.RotatePassphrase(ctx, "z1", phrase(t, ""), Rotation{}); ClassOf(err) != Usage {
+		t.Errorf("the old key is taken for a zone that has a new one: %v", err)
+	}
 	if _, err := take(lost); err != nil {
 		t.Errorf("after a rotation: %v", err)
 	}

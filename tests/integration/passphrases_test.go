@@ -178,7 +178,7 @@ func TestRecoveryPassphrase(t *testing.T) {
 	// The key is lost: what is kept is kept anew, and the recovery passphrase puts the new one on the backup.
 	again := "again " + rand.Text()
 	for p, as := range map[string]string{again: "rotate", recovery: "recovery"} {
-		if _, errs, code := w.pipe([]byte(p), "zone", "passphrase", as, "--zone", zone, "--keys", elsewhere); code != 0 {
+		if _, errs, code := w.pipe([]byte(p), "zone", "passphrase", as, "--zone", zone, "--keys", elsewhere, "--new-key"); code != 0 {
 			t.Fatalf("%s: %d, %s", as, code, errs)
 		}
 	}
