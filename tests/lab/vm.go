@@ -75,6 +75,14 @@ func (l *Libvirt) DefineXML(t testing.TB, definition string) {
 	l.Virsh(t, "define", writeTemp(t, definition))
 }
 
+// DefineSecret gives libvirt the key of a user of Ceph, in base64. A private one it gives to nobody.
+func (l *Libvirt) DefineSecret(t testing.TB, uuid, usage, private, key string) {
+	t.Helper()
+	l.Virsh(t, "secret-define", writeTemp(t, fmt.Sprintf(`<secret ephemeral='no' private='%s'><uuid>%s</uuid><usage type='ceph'><name>%s</name></usage></secret>`,
+		private, uuid, usage)))
+	l.Virsh(t, "secret-set-value", uuid, "--file", writeTemp(t, key))
+}
+
 func (d Disk) xml(i int) string {
 	kind, attribute := "file", "file"
 	if d.Block {

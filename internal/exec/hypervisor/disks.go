@@ -24,8 +24,10 @@ type Disk struct {
 	// Target is the disk's name in the definition, such as vda.
 	Target string
 	Kind   Kind
-	// Path of the file or block device; "" for other kinds.
+	// Path of the file or block device; a URL for people of a network disk; "" for other kinds.
 	Path string
+	// Network says where a network disk lies; nil for other kinds.
+	Network *Network
 	// Format of the topmost image: qcow2, raw, …
 	Format string
 	// Encrypted says that the image, or one below it, is encrypted. A running VM serves it decrypted.
@@ -59,7 +61,7 @@ type Skipped struct {
 // CodeDiskUnsupported or CodeSourceEncrypted.
 func (d Disk) CheckOpen() error {
 	switch {
-	case d.Kind != KindFile && d.Kind != KindBlock:
+	case d.Kind != KindFile && d.Kind != KindBlock && d.Kind != KindNetwork:
 		return messages.Errorf(messages.CodeDiskUnsupported, "disk %s is of type %s", d.Target, d.Kind).
 			WithHint("Back the VM up while it runs, or move the disk to a file or block device.")
 	case d.slice:
@@ -67,12 +69,26 @@ func (d Disk) CheckOpen() error {
 			WithHint("Back the VM up while it runs, or move the disk to a file or block device of its own.")
 	case d.Encrypted:
 		return messages.Errorf(messages.CodeSourceEncrypted, "disk %s is encrypted", d.Target)
+	case d.Network != nil:
+		return d.Network.check(d.Target)
 	}
 	for _, b := range d.Backing {
 		if b.Path == "" {
 			return messages.Errorf(messages.CodeDiskUnsupported, "disk %s lies on an image of type %s", d.Target, b.Kind).
 				WithHint("Back the VM up while it runs, or move the image to a file or block device of its own.")
 		}
+	}
+	return nil
+}
+
+// CheckWrite is CheckOpen for a disk that is to be written over.
+func (d Disk) CheckWrite() error {
+	if err := d.CheckOpen(); err != nil {
+		return err
+	}
+	if d.Network != nil && d.Network.Snapshot != "" {
+		return messages.Errorf(messages.CodeDiskUnsupported, "disk %s (%s) is a snapshot, which cannot be written", d.Target, d.Path).
+			WithHint("Restore to a folder, or to a VM whose disk is the image itself.")
 	}
 	return nil
 }
@@ -144,6 +160,10 @@ func diskOf(x libvirtxml.DomainDisk) Disk {
 		d.pool, d.volume = v.Pool, v.Volume
 	}
 	d.Backing, d.BackingEnds = backingOf(x.BackingStore)
+	if x.Source.Network != nil {
+		d.Network = networkOf(x)
+		d.Path = d.Network.String()
+	}
 	return d
 }
 

@@ -23,7 +23,7 @@ func TestDisksOf(t *testing.T) {
 		"file":      {xml: "<disk type='file' device='disk'><driver type='qcow2'/><source file='/a b'/>" + end, want: Disk{Kind: KindFile, Path: "/a b", Format: "qcow2"}},
 		"no driver": {xml: "<disk type='block'><source dev='/dev/x'/>" + end, want: Disk{Kind: KindBlock, Path: "/dev/x", Format: "raw"}},
 		"network": {xml: "<disk type='network' device='disk'><source protocol='rbd' name='p/i'/>" + end,
-			want: Disk{Kind: KindNetwork, Format: "raw"}, open: messages.CodeDiskUnsupported},
+			want: Disk{Kind: KindNetwork, Path: "rbd:///p/i", Network: &Network{Protocol: ProtocolRBD, Name: "p/i"}, Format: "raw"}},
 		"volume": {xml: "<disk type='volume' device='disk'><source pool='p' volume='v'/>" + end,
 			want: Disk{Kind: KindVolume, Format: "raw", pool: "p", volume: "v"}, open: messages.CodeDiskUnsupported},
 		"nvme": {xml: "<disk type='nvme' device='disk'><source type='pci' namespace='1'><address domain='0x0' bus='0x1' slot='0x0' function='0x0'/></source>" + end,

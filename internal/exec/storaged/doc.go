@@ -1,8 +1,8 @@
 // Package storaged runs qemu-storage-daemon, one child for each side of a job, and builds in it
 // the block graphs that a copy reads from and writes to:
 //
-//	a disk to read       raw or qcow2 (with its backing chain) > file or block device
-//	a disk to write      raw or qcow2 > file or block device
+//	a disk to read       raw or qcow2 (with its backing chain) > file, block device, RBD, NBD or SSH
+//	a disk to write      raw or qcow2 > file, block device, RBD, NBD or SSH
 //	a backup to write    [compress] > qcow2 > [LUKS] > file
 //	a backup to read     qcow2 > [LUKS] > file
 //	a chain to read      qcow2 > [LUKS] > file, on top of the next of the chain, and each alone

@@ -31,6 +31,9 @@ const (
 	saySharedLocked = `Failed to get shared "`
 	sayNotQcow2     = "not in qcow2 format"
 	sayNotLUKS      = "not in LUKS format"
+	sayNoServer     = "Failed to connect to "
+	sayNoDriver     = "Unknown driver"
+	sayNoExport     = "export not available"
 )
 
 // classify gives an error its code, and says what was being done. An error that has a code keeps
