@@ -16,6 +16,9 @@ const maxBacking = 200
 // backing finds out what lies below a disk of a VM that does not run: what its definition says, and where that
 // says nothing more, what the headers of the images say, as libvirt does when it starts the VM.
 func (e *Executor) backing(ctx context.Context, d hypervisor.Disk) ([]storaged.Image, error) {
+	if d.Network != nil {
+		return nil, nil // it stands alone, or whoever opens it refuses it
+	}
 	var stated []storaged.Image
 	for _, b := range d.Backing {
 		stated = append(stated, storaged.Image{Path: b.Path, Format: b.Format})

@@ -38,6 +38,8 @@ type restoreTarget struct {
 	path, tmp, format string
 	// backing is what lies below an existing disk.
 	backing []storaged.Image
+	// remote is the disk to overwrite if it lies on another machine.
+	remote *hypervisor.Disk
 	// restored says that an attempt before this one has restored the disk, and died before it could say so.
 	restored bool
 
@@ -174,7 +176,11 @@ func (t *restoring) copy(ctx context.Context) error {
 	if err := each(ctx, todo, t.open); err != nil {
 		return err
 	}
-	return each(ctx, todo, t.copyDisk)
+	err = t.whileStopped(ctx, func(ctx context.Context) error { return each(ctx, todo, t.copyDisk) })
+	if err != nil && t.cmd.ToVM != "" {
+		return fmt.Errorf("a disk of vm %s may be half old and half restored now: %w", t.cmd.ToVM, err)
+	}
+	return err
 }
 
 func disksOf(targets []*restoreTarget) []repository.Disk {
@@ -214,12 +220,12 @@ func (t *restoring) copyDisk(ctx context.Context, to *restoreTarget) error {
 	if err != nil {
 		return d.failed(ctx, died(err, to.from, to.into))
 	}
-	return errors.Join(to.into.CloseExport(ctx, d.name), to.into.Stop(), to.check.Close(), to.from.Stop())
+	return errors.Join(t.closeTarget(ctx, to), to.into.Stop(), to.check.Close(), to.from.Stop())
 }
 
-// openExisting opens a disk to overwrite it. Its lock keeps the VM from being started meanwhile.
+// openExisting opens a disk to overwrite it. Its lock keeps the VM from being started meanwhile, where it has one.
 func (t *restoring) openExisting(ctx context.Context, into *storaged.Daemon, to *restoreTarget) error {
-	if err := into.OpenForWrite(ctx, to.disk.Name, storaged.Disk{Path: to.path, Format: to.format, Backing: to.backing}); err != nil {
+	if err := t.openForWrite(ctx, into, to); err != nil {
 		return err
 	}
 	size, err := exportSize(ctx, into.Socket(), to.disk.Name)
@@ -230,4 +236,13 @@ func (t *restoring) openExisting(ctx context.Context, into *storaged.Daemon, to 
 		return messages.Errorf(messages.CodeTargetTooSmall, "%s has %d bytes, disk %s of the backup has %d", to.path, size, to.disk.Name, to.disk.VirtualBytes)
 	}
 	return nil
+}
+
+func (t *restoring) openForWrite(ctx context.Context, into *storaged.Daemon, to *restoreTarget) error {
+	if to.remote == nil {
+		return into.OpenForWrite(ctx, to.disk.Name, storaged.Disk{Path: to.path, Format: to.format, Backing: to.backing})
+	}
+	return t.e.openRemote(ctx, *to.remote, messages.CodeTargetWriteFailed, func(ctx context.Context, disk storaged.RemoteDisk) error {
+		return into.OpenRemoteForWrite(ctx, to.disk.Name, disk)
+	})
 }

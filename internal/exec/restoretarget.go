@@ -136,14 +136,21 @@ func (t *restoring) aimAtVM(ctx context.Context, disks []repository.Disk) error 
 			return messages.Errorf(messages.CodeDiskNotFound, "vm %s has no disk %s", t.cmd.ToVM, d.Name)
 		}
 		v := dom.Disks[i]
-		if err := v.CheckOpen(); err != nil {
+		if err := v.CheckWrite(); err != nil {
 			return err
 		}
 		backing, err := t.e.backing(ctx, v)
 		if err != nil {
 			return fmt.Errorf("disk %s of vm %s: %w", d.Name, t.cmd.ToVM, err)
 		}
-		t.to = append(t.to, &restoreTarget{disk: d, path: v.Path, format: v.Format, backing: backing})
+		to := &restoreTarget{disk: d, path: v.Path, format: v.Format, backing: backing}
+		if v.Network != nil {
+			to.remote = &v
+			if err := t.e.checkRemoteUnused(ctx, v); err != nil {
+				return err
+			}
+		}
+		t.to = append(t.to, to)
 	}
 	return nil
 }

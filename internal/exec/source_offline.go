@@ -116,7 +116,7 @@ func (s *offlineSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 	}
 	for i := range s.disks {
 		d := &s.disks[i]
-		if err := s.daemon.OpenDisk(ctx, d.name, s.opens[i]); err != nil {
+		if err := s.open(ctx, i); err != nil {
 			return nil, err
 		}
 		d.socket, d.export, d.daemon = s.daemon.Socket(), d.name, s.daemon
@@ -130,6 +130,21 @@ func (s *offlineSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 	}
 	return s.disks, nil
 }
+
+// open opens a disk.
+func (s *offlineSource) open(ctx context.Context, i int) error {
+	name := s.disks[i].name
+	if !s.remote(i) {
+		return s.daemon.OpenDisk(ctx, name, s.opens[i])
+	}
+	return s.e.openRemote(ctx, s.dom.Disks[i], messages.CodeSourceReadFailed, func(ctx context.Context, disk storaged.RemoteDisk) error {
+		disk.Bitmaps = s.opens[i].Bitmaps
+		return s.daemon.OpenRemote(ctx, name, disk)
+	})
+}
+
+// remote says whether a disk lies on another machine.
+func (s *offlineSource) remote(i int) bool { return s.dom != nil && s.dom.Disks[i].Network != nil }
 
 func exportSize(ctx context.Context, socket, export string) (int64, error) {
 	ctx, cancel := withDial(ctx)
@@ -208,7 +223,11 @@ func (s *offlineSource) look(ctx context.Context) ([]fingerprint, error) {
 
 func (s *offlineSource) fingerprints() ([]fingerprint, error) {
 	var all []fingerprint
-	for _, d := range s.disks {
+	for i, d := range s.disks {
+		if s.remote(i) {
+			all = append(all, fingerprint{}) // its server tells nothing of the kind
+			continue
+		}
 		info, err := os.Stat(d.path)
 		if err != nil {
 			return nil, messages.Errorf(messages.CodeDiskNotFound, "disk %s: %w", d.name, err)

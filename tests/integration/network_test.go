@@ -1,55 +1,72 @@
 package integration
 
 import (
+	"bytes"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"syscall"
 	"testing"
 
-	"github.com/nasfleet/nasfleet/messages"
 	"github.com/nasfleet/nasfleet/tests/lab"
 )
 
 // serveNBD serves an image over TCP, as storage in the network does, and returns the port.
 func serveNBD(t *testing.T, path, format string) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it only finds a port
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(lab.Tool(t, "qemu-nbd"), "--bind=127.0.0.1", "--port="+strconv.Itoa(port), "--export-name=disk", //nolint:noctx // the test ends it
-		"--shared=0", "--persistent", "--discard=unmap", "--format="+format, path)
+	port := freePort(t)
+	serveExport(t, path, format, "disk", "--bind=127.0.0.1", "--port="+strconv.Itoa(port))
+	awaitServer(t, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	return port
+}
+
+// serveUnix serves an image on a unix socket.
+func serveUnix(t *testing.T, path, format, export, socket string) *os.Process {
+	t.Helper()
+	p := serveExport(t, path, format, export, "--socket="+socket)
+	awaitServer(t, "unix", socket)
+	return p
+}
+
+// serveExport serves an image until the test ends.
+func serveExport(t *testing.T, path, format, export string, args ...string) *os.Process {
+	t.Helper()
+	cmd := exec.Command(lab.Tool(t, "qemu-nbd"), append(args, "--export-name="+export, //nolint:noctx // the test ends it
+		"--shared=0", "--persistent", "--discard=unmap", "--format="+format, path)...)
+	var output bytes.Buffer
+	cmd.Stderr = &output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait() // it was told to end, and says so
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed, and says so
+		if t.Failed() {
+			t.Logf("qemu-nbd of %s: %s", path, &output)
+		}
 	})
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	return cmd.Process
+}
+
+func awaitServer(t *testing.T, network, address string) {
+	t.Helper()
 	lab.Eventually(t, "qemu-nbd answers", func() bool {
-		c, err := net.Dial("tcp", address) //nolint:noctx // loopback
+		c, err := net.Dial(network, address) //nolint:noctx // loopback
 		if err == nil {
 			_ = c.Close()
 		}
 		return err == nil
 	})
-	return port
 }
 
 const networkDisk = `<disk type='network' device='disk'><driver name='qemu' type='raw'/>
   <source protocol='nbd' name='disk'><host name='127.0.0.1' port='%d'/></source><target dev='vdb' bus='virtio'/></disk>`
 
-// TestNetworkDisk backs up a running VM with one disk in a file and one on an NBD server. Stopped,
-// the job says what to do instead.
+// TestNetworkDisk backs up a VM with one disk in a file and one on an NBD server, running and stopped.
 func TestNetworkDisk(t *testing.T) {
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
@@ -68,10 +85,12 @@ func TestNetworkDisk(t *testing.T) {
 		})
 	}
 	vm.Destroy(t)
-	w.mustFail(t, messages.CodeDiskUnsupported, w.takeArgs("--vm", "far")...)
-	w.nothingLeft(t)
-	if list, err := filepath.Glob(filepath.Join(w.nas, "far", "*")); err != nil || len(list) != 2 {
-		t.Errorf("backups on the repository: %v, %v", list, err)
+	for _, f := range []features{{}, {compress: true, encrypt: true, verify: true}} {
+		t.Run("stopped "+f.String(), func(t *testing.T) {
+			ev := w.take(t, append(f.flags(w, t), "--vm", "far")...)
+			w.restoreAndCompare(t, f, ev, map[string]original{"vda": {"raw", local.Path}, "vdb": {"raw", remote}})
+			w.nothingLeft(t)
+		})
 	}
 }
 

@@ -42,6 +42,8 @@ type world struct {
 	nats string
 	// mnt is a file system of the world's own, where there is one.
 	mnt string
+	// home stands in for root's home folder before the worker; "" for the real one.
+	home string
 	// state is the worker's state folder.
 	state  string
 	worker *exec.Cmd
@@ -123,6 +125,11 @@ func (w *world) launch(t *testing.T) {
 	line := append(append(slices.Clone(w.under), filepath.Join(binDir, "hostworker")), args...)
 	w.worker = exec.Command(line[0], line[1:]...)
 	w.worker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if w.home != "" {
+		script := `mount --bind "$0" /root && exec "$@"`
+		w.worker = exec.Command(lab.Tool(t, "sh"), append([]string{"-c", script, w.home, w.worker.Path}, args...)...)
+		w.worker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Unshareflags: syscall.CLONE_NEWNS}
+	}
 	w.log = &lab.Output{}
 	w.worker.Stderr = w.log
 	if err := w.worker.Start(); err != nil {
