@@ -93,7 +93,13 @@ func (h *answerer) do(cmd messages.Command, attempt int) error {
 	switch c := cmd.(type) {
 	case *messages.TakeBackup:
 		entry := Entry(c, h.zone, h.host)
-		err = h.f.Bus.PutBackup(h.f.ctx, entry)
+		if c.Mode == messages.ModeIncremental {
+			entry.Mode = messages.ModeIncremental
+			err = h.newest(c.VM, &entry.Parent)
+		}
+		if err == nil {
+			err = h.f.Bus.PutBackup(h.f.ctx, entry)
+		}
 		fill = func(e *messages.Event) { e.BackupID, e.Backup = entry.ID, &entry }
 	case *messages.RestoreBackup:
 		fill = func(e *messages.Event) {
@@ -136,6 +142,15 @@ func (h *answerer) do(cmd messages.Command, attempt int) error {
 		return err
 	}
 	return h.event(cmd, messages.KindSucceeded, attempt, fill)
+}
+
+// newest finds the backup of a VM that an incremental continues.
+func (h *answerer) newest(vm string, id *string) error {
+	list, err := h.f.Bus.Backups(h.f.ctx, bus.CatalogFilter{Zone: h.zone, Host: h.host, VM: vm})
+	if len(list) > 0 {
+		*id = list[len(list)-1].ID
+	}
+	return err
 }
 
 // hang tells progress until the job is cancelled or the fleet stops.

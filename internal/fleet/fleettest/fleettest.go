@@ -76,7 +76,7 @@ const slots = 8
 //	a VM named down…   fails with mount_failed, and succeeds when the job is replayed
 //	a VM named gone…   is cancelled
 //	a VM named hang…   goes on copying until it is cancelled or the fleet stops; it can be throttled
-//	any other          succeeds; the backup it takes is in the catalog
+//	any other          succeeds; the backup it takes is in the catalog, an incremental as the child of the newest
 func (f *Fleet) Host(zone, host string) error {
 	key, err := secret.NewKey()
 	if err != nil {
