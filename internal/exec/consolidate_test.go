@@ -3,7 +3,6 @@ package exec
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,6 +39,9 @@ func asIncremental(t *testing.T, folder string) {
 	check(t, os.WriteFile(path, data, 0o600))
 }
 
+// fillOf is what a block (MiB) of a disk is filled with in the first or the second backup of chainOfImages.
+func fillOf(disk, backup, block int) byte { return byte(1 + 100*disk + 50*backup + block) }
+
 // chainOfImages makes a chain of two backups of two disks, and returns the incremental and what the disks hold.
 func chainOfImages(t *testing.T, e *Executor, d messages.Details) (messages.BackupRef, map[string][]byte) {
 	t.Helper()
@@ -51,7 +53,11 @@ func chainOfImages(t *testing.T, e *Executor, d messages.Details) (messages.Back
 		dir := t.TempDir()
 		for k, name := range []string{"vm1.img", "b.img"} {
 			// The last block is 512 bytes.
-			content := bytes.Repeat([]byte{byte('A' + 2*k + i)}, 4<<20+512)
+			var content []byte
+			for block := range 5 {
+				content = append(content, bytes.Repeat([]byte{fillOf(k, i, block)}, 1<<20)...)
+			}
+			content = content[:4<<20+512]
 			disk := "disk" + string(rune('0'+k))
 			if i > 0 {
 				clear(content[1<<20 : 3<<20])
@@ -164,11 +170,14 @@ func TestConsolidate(t *testing.T) {
 func TestConsolidateRefused(t *testing.T) {
 	e, seal := keyedExecutor(t)
 	sealed := messages.Details{Encryption: true, Passphrase: seal("old")}
+	plainChain, _ := chainOfImages(t, e, messages.Details{})
+	sealedChain, _ := chainOfImages(t, e, sealed)
 	for name, tt := range map[string]struct {
-		chain, made messages.Details
-		open        string
-		spoil       func(t *testing.T, folder string, cmd *messages.ConsolidateBackup)
-		want        messages.Code
+		sealed bool // the chain
+		made   messages.Details
+		open   string
+		spoil  func(t *testing.T, folder string, cmd *messages.ConsolidateBackup)
+		want   messages.Code
 	}{
 		"a full backup": {
 			spoil: func(_ *testing.T, _ string, cmd *messages.ConsolidateBackup) { cmd.Backup.ID = testJob }, want: messages.CodeAlreadyFull,
@@ -176,20 +185,26 @@ func TestConsolidateRefused(t *testing.T) {
 		"no backup": {
 			spoil: func(_ *testing.T, _ string, cmd *messages.ConsolidateBackup) { cmd.Backup.ID = rekeyJob }, want: messages.CodeBackupNotFound,
 		},
-		"to be laid bare":         {chain: sealed, open: "old", want: messages.CodeSourceEncrypted},
-		"no passphrase":           {chain: sealed, made: sealed, want: messages.CodePassphraseMissing},
-		"another passphrase":      {chain: sealed, made: sealed, open: "new", want: messages.CodeWrongPassphrase},
+		"to be laid bare":         {sealed: true, open: "old", want: messages.CodeSourceEncrypted},
+		"no passphrase":           {sealed: true, made: sealed, want: messages.CodePassphraseMissing},
+		"another passphrase":      {sealed: true, made: sealed, open: "new", want: messages.CodeWrongPassphrase},
 		"a stranger in its place": {open: "old", made: sealed, want: messages.CodeBackupCorrupt},
 		"a passphrase of no host": {made: messages.Details{Encryption: true, Passphrase: "sealed1.x"}, want: messages.CodePassphraseForeign},
 		"a folder out of bounds":  {spoil: func(_ *testing.T, _ string, cmd *messages.ConsolidateBackup) { cmd.Backup.Repository.Address = "/etc" }, want: messages.CodePathNotAllowed},
 		"the parent is gone": {spoil: func(t *testing.T, f string, _ *messages.ConsolidateBackup) {
 			check(t, os.RemoveAll(filepath.Join(f, testJob)))
 		}, want: messages.CodeChainBroken},
-		"a byte of a link below": {spoil: flipped(testJob, 5<<16+2<<20), want: messages.CodeBackupCorrupt},
-		"a byte of the top":      {spoil: flipped(otherJob, 5<<16), want: messages.CodeBackupCorrupt},
+		"a byte of a link below": {spoil: flipped(testJob, fillOf(0, 0, 1)), want: messages.CodeBackupCorrupt},
+		"a byte of the top":      {spoil: flipped(otherJob, fillOf(0, 1, 3)), want: messages.CodeBackupCorrupt},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ref, _ := chainOfImages(t, e, tt.chain)
+			ref := plainChain
+			switch {
+			case tt.sealed:
+				ref = sealedChain
+			case tt.spoil != nil:
+				ref, _ = chainOfImages(t, e, messages.Details{})
+			}
 			folder := filepath.Join(ref.Repository.Address, "vm1")
 			cmd := consolidation(ref, seal(tt.open), tt.made)
 			if tt.spoil != nil {
@@ -208,21 +223,19 @@ func TestConsolidateRefused(t *testing.T) {
 	}
 }
 
-// flipped changes a byte of a backup's first disk.
-func flipped(job string, at int64) func(*testing.T, string, *messages.ConsolidateBackup) {
+// flipped changes a byte of a block of a backup's first disk.
+func flipped(job string, fill byte) func(*testing.T, string, *messages.ConsolidateBackup) {
 	return func(t *testing.T, folder string, _ *messages.ConsolidateBackup) {
 		t.Helper()
-		f, err := os.OpenFile(filepath.Join(folder, job, "disk0.qcow2"), os.O_RDWR, 0)
+		path := filepath.Join(folder, job, "disk0.qcow2")
+		data, err := os.ReadFile(path)
 		check(t, err)
-		b := make([]byte, 1)
-		_, err = f.ReadAt(b, at)
-		check(t, err)
-		if b[0] < 'A' || b[0] > 'B' {
-			t.Fatalf("at %d is no data but %x", at, b)
+		at := bytes.Index(data, bytes.Repeat([]byte{fill}, 64<<10))
+		if at < 0 {
+			t.Fatalf("%s has no block of %d", path, fill)
 		}
-		b[0]++
-		_, err = f.WriteAt(b, at)
-		check(t, errors.Join(err, f.Close()))
+		data[at+1000]++
+		check(t, os.WriteFile(path, data, 0o600))
 	}
 }
 
