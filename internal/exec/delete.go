@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -45,7 +46,8 @@ func (e *Executor) remove(ctx context.Context, ws *workspace, cmd *messages.Dele
 		if err != nil {
 			return Outcome{Deleted: out.Deleted}, err
 		}
-		out.Deleted = append(out.Deleted, Deleted{ID: d.ID, Zone: d.Zone, Host: d.Host})
+		// Whose it was may be told by nobody.
+		out.Deleted = append(out.Deleted, Deleted{ID: d.ID, Zone: cmp.Or(d.Zone, e.cfg.Zone), Host: cmp.Or(d.Host, e.cfg.Host)})
 		e.dropCheckpoint(ctx, repo, ref, d.Checkpoint)
 	}
 	if len(needing) > 0 {
@@ -69,7 +71,8 @@ func idsOf(list []repository.Sibling) string {
 // dropCheckpoint removes the checkpoint of a backup that is gone, or never came to be, if its VM is on
 // this host and no other backup holds it. The next backup of the VM would do so too.
 func (e *Executor) dropCheckpoint(ctx context.Context, repo *repository.Repository, gone messages.BackupRef, name string) {
-	if name == "" || e.cfg.Hypervisor == nil {
+	// A manifest may name the checkpoint of another program.
+	if !strings.HasPrefix(name, checkpointPrefix) || e.cfg.Hypervisor == nil {
 		return
 	}
 	err := e.dropUnheld(ctx, repo, gone, name)

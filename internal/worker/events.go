@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
@@ -27,12 +28,34 @@ func (j *job) throttled(from, to int) messages.Event {
 
 func (j *job) succeeded(out exec.Outcome) messages.Event {
 	ev := j.event(messages.KindSucceeded)
-	ev.BackupID, ev.Backup, ev.Restored, ev.Notes = out.BackupID, out.Backup, out.Restored, out.Notes
+	ev.BackupID, ev.Backup, ev.Restored, ev.Notes = out.BackupID, out.Backup, out.Restored, bounded(out.Notes)
 	if out.Listed != nil {
 		n := len(out.Listed)
 		ev.Backups = &n
 	}
 	return ev
+}
+
+// The bounds of an event's notes: they may quote what lies on a repository, and an event must not grow larger than
+// a message may be.
+const (
+	maxNotes     = 256
+	maxNoteBytes = 1024
+)
+
+// bounded cuts notes to their bounds, and says so.
+func bounded(notes []string) []string {
+	var kept []string
+	for _, n := range notes[:min(len(notes), maxNotes)] {
+		if len(n) > maxNoteBytes {
+			n = n[:maxNoteBytes] + "…"
+		}
+		kept = append(kept, strings.ToValidUTF8(n, ""))
+	}
+	if more := len(notes) - maxNotes; more > 0 {
+		kept = append(kept, fmt.Sprintf("and %d more", more))
+	}
+	return kept
 }
 
 func (j *job) failed(err error) messages.Event {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
 	"github.com/nasfleet/nasfleet/messages"
@@ -193,5 +195,25 @@ func TestWhatAFailedAttemptHasDeletedLeavesTheCatalog(t *testing.T) {
 	r.deliver(id, data)
 	if _, has := r.out.catalog["A"]; len(r.out.catalog) != 1 || !has {
 		t.Errorf("the catalog has %v", r.out.catalog)
+	}
+}
+
+// TestNotesAreBounded: what lies on a repository makes no event that no server takes.
+func TestNotesAreBounded(t *testing.T) {
+	if got := bounded(nil); got != nil {
+		t.Errorf("got %q", got)
+	}
+	long := strings.Repeat("ä", 16<<20)
+	notes := slices.Repeat([]string{long, "short"}, 5000)
+	size := 0
+	got := bounded(notes)
+	for _, n := range got {
+		size += len(n)
+		if !utf8.ValidString(n) {
+			t.Errorf("%q", n)
+		}
+	}
+	if size > 512<<10 || got[1] != "short" || got[len(got)-1] != "and 9744 more" {
+		t.Errorf("%d notes of %d bytes, the last %q", len(got), size, got[len(got)-1])
 	}
 }

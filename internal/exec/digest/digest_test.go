@@ -378,6 +378,22 @@ func TestHugeDisk(t *testing.T) {
 	}
 }
 
+// TestOpenNoOtherFile: a link is not followed, and a pipe does not hang.
+func TestOpenNoOtherFile(t *testing.T) {
+	dir := t.TempDir()
+	good, link, pipe := filepath.Join(dir, "good"), filepath.Join(dir, "link"), filepath.Join(dir, "pipe")
+	w, err := Create(good, BlockSize, nil)
+	must(t, err)
+	must(t, w.Close())
+	must(t, os.Symlink(good, link))
+	must(t, syscall.Mkfifo(pipe, 0o600))
+	for _, path := range []string{link, pipe, dir, "/dev/zero"} {
+		if _, err := Open(path, nil); messages.CodeOf(err) != messages.CodeBackupCorrupt {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
 func FuzzOpen(f *testing.F) {
 	dir := f.TempDir()
 	for i, key := range [][]byte{nil, testKey} {

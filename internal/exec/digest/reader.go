@@ -11,6 +11,8 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -41,8 +43,9 @@ func Open(path string, key []byte) (*Reader, error) {
 	if err != nil {
 		return nil, messages.EnsureCode(messages.CodeInternal, err)
 	}
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	// Whoever can write to the repository may have put a link or a pipe in its place.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
 		return nil, messages.EnsureCode(messages.CodeBackupCorrupt, err)
 	}
 	if err != nil {
@@ -59,6 +62,9 @@ func (r *Reader) init() error {
 	st, err := r.f.Stat()
 	if err != nil {
 		return readError(err)
+	}
+	if !st.Mode().IsRegular() {
+		return messages.Errorf(messages.CodeBackupCorrupt, "the digests are no regular file")
 	}
 	var b [headerSize]byte
 	switch _, err = r.f.ReadAt(b[:], 0); {

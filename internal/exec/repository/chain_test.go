@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -211,4 +212,51 @@ func TestCommitWithoutItsParent(t *testing.T) {
 	wantCode(t, err, messages.CodeBackupNotFound)
 	check(t, p.Discard(t.Context()))
 	wantAbsent(t, p.Dir())
+}
+
+// TestHostileSiblings: manifests that refer to each other in rings and long rows end no loop, and what is no name of a
+// host does not get out.
+func TestHostileSiblings(t *testing.T) {
+	r, ctx, loc := openDir(t), t.Context(), location()
+	folder := filepath.Join(r.Dir(), loc.folder())
+	id := func(i int) string { return fmt.Sprintf("01J8ZQ5V9K3N7R2T4W6Y8%05d", i) }
+	plant := func(i, parent int, more string) {
+		dir := filepath.Join(folder, id(i))
+		check(t, os.MkdirAll(dir, 0o700))
+		text := fmt.Sprintf(`{"version":1,"id":%q,"parent":%q%s}`, id(i), id(parent), more)
+		check(t, os.WriteFile(filepath.Join(dir, manifestName), []byte(text), 0o600))
+	}
+	const row = 2000
+	for i := 1; i <= row; i++ {
+		plant(i, i-1, "")
+	}
+	// A ring of two behind the row, one that is its own parent, and one that is of no host.
+	plant(row+1, row+2, "")
+	plant(row+2, row+1, "")
+	plant(row+3, row+3, "")
+	plant(row+4, 0, `,"zone":"z1.>","host":"*","checkpoint":"other"`)
+	plant(row+5, 0, `,"zone":{"a":1}`)
+	ref := ref(Location{BackupPath: loc.BackupPath, VM: loc.VM, ID: id(0)})
+	found, err := r.Dependents(ctx, ref)
+	check(t, err)
+	if len(found) != row+1 {
+		t.Fatalf("%d depend on it", len(found))
+	}
+	for _, s := range found {
+		if s.Zone != "" || s.Host != "" {
+			t.Errorf("%+v", s)
+		}
+	}
+	for _, i := range []int{row, row + 1, row + 3} {
+		ref.ID = id(i)
+		if found, err = r.Dependents(ctx, ref); err != nil || len(found) > 2 {
+			t.Errorf("%d depend on %d, %v", len(found), i, err)
+		}
+		_, err = r.Chain(ctx, ref)
+		wantCode(t, err, messages.CodeBackupCorrupt)
+	}
+	backups, problems, err := r.List(ctx, loc.BackupPath, loc.VM)
+	if err != nil || len(backups) != 0 || len(problems) != row+5 {
+		t.Errorf("%d backups, %d problems, %v", len(backups), len(problems), err)
+	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Sibling is what the manifest of a backup says of its place among the others of its VM. Of one that makes
-// no sense it is the ID alone, which is the folder's name.
+// no sense it is the ID alone, which is the folder's name; zone and host are empty where they are no names.
 type Sibling struct {
 	ID         string `json:"id"`
 	Parent     string `json:"parent"`
@@ -98,6 +98,9 @@ func siblingOf(root *os.Root, folder, id string) (Sibling, error) {
 	})
 	if err != nil || s.ID != id {
 		return Sibling{ID: id}, err
+	}
+	if errors.Join(messages.CheckLabel("zone", s.Zone), messages.CheckLabel("host", s.Host)) != nil {
+		s.Zone, s.Host = "", ""
 	}
 	return s, nil
 }

@@ -1,8 +1,12 @@
 package repository
 
 import (
+	"bytes"
 	"errors"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,6 +80,20 @@ func FuzzDecodeManifest(f *testing.F) {
 	f.Add(data)
 	f.Add([]byte(`{"version":2}`))
 	f.Add([]byte(`null`))
+	for _, with := range []string{
+		`"../../x"`, `"/etc/shadow"`, `"a,b=c"`, `"-rf"`, `"vda\u0000"`, `"vda\nb"`, `"\u202evda"`, `"ｖda"`, `"` + strings.Repeat("a", 300) + `"`, `{}`, `[]`, `1`,
+	} {
+		// In place of each name that there is.
+		for _, old := range []string{`"vda"`, `"vda.qcow2"`, `"vda.digests"`, `"domain.xml"`, `"z1"`, `"qcow2"`, `"zstd"`, `"` + testID + `"`} {
+			f.Add(bytes.ReplaceAll(data, []byte(old), []byte(with)))
+		}
+	}
+	for _, number := range []string{"-1", "9223372036854775807", "9223372036854775808", "1e308", "1125899906842625", "0.5"} {
+		f.Add(regexp.MustCompile(`_bytes": [0-9]+`).ReplaceAll(data, []byte(`_bytes": `+number)))
+	}
+	f.Add([]byte(strings.Repeat("[", 100_000)))
+	f.Add([]byte(`{"version":1,"disks":` + strings.Repeat(`[`, 9_000) + strings.Repeat(`]`, 9_000) + `}`))
+	f.Add(append(bytes.TrimSuffix(bytes.TrimSpace(data), []byte("}")), []byte(`,"parent":"`+testID+`","links":2,"mode":"incremental"}`)...))
 	f.Add([]byte(`{"version":1,"disks":[{"file":"../x"}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := DecodeManifest(data)
@@ -86,8 +104,20 @@ func FuzzDecodeManifest(f *testing.F) {
 			}
 			return
 		}
+		dir := t.TempDir()
 		for _, name := range m.files() {
 			check(t, checkFile(name))
+			if path := filepath.Join(dir, name); filepath.Dir(path) != dir || filepath.Clean(path) != path {
+				t.Fatalf("%q lies elsewhere", name)
+			}
+		}
+		if m.Links > messages.MaxChain || len(m.Disks) > maxDisks || m.Digest.BlockBytes > maxDigestBlock || m.Parent == m.ID {
+			t.Fatalf("beyond the bounds: %+v", m)
+		}
+		for _, d := range m.Disks {
+			if max(d.VirtualBytes, d.DataBytes, d.FileBytes, d.StoredBytes) > maxDiskBytes || !diskPattern.MatchString(d.Name) {
+				t.Fatalf("beyond the bounds: %+v", d)
+			}
 		}
 		var sum int64
 		for _, d := range m.Disks {

@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/nasfleet/nasfleet/internal/exec/bounded"
 	"github.com/nasfleet/nasfleet/internal/exec/proc"
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -59,6 +60,7 @@ func attach(ctx context.Context, spec messages.Repository, o Options) (*mount, e
 		err = m.verify(limited)
 	}
 	if err == nil {
+		m.followNoLinks(limited)
 		return m, nil
 	}
 	switch {
@@ -142,6 +144,30 @@ func (m *mount) verify(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// followNoLinks has the kernel follow no symbolic link below the mount point, whoever exchanges what lies there and
+// when. Kernels before 5.10 cannot, and then what is opened was looked at before. The options of the mount itself stay.
+func (m *mount) followNoLinks(ctx context.Context) {
+	info, err := m.info()
+	if err != nil || info == nil {
+		return
+	}
+	flags := uintptr(unix.MS_REMOUNT | unix.MS_BIND | unix.MS_NOSYMFOLLOW)
+	for o := range strings.SplitSeq(info.Options, ",") {
+		flags |= map[string]uintptr{
+			"ro": unix.MS_RDONLY, "nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC,
+			"noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME,
+		}[o]
+	}
+	if flags&(unix.MS_NOATIME|unix.MS_RELATIME) == 0 {
+		flags |= unix.MS_STRICTATIME
+	}
+	// To find the mount point the kernel may ask the server.
+	_, _, err = bounded.Call(ctx, func() (struct{}, error) { return struct{}{}, unix.Mount("", m.dir, "", flags, "") })
+	if err != nil {
+		m.log.Debug().Err(err).Msg("symbolic links on the repository are followed by who opens them")
+	}
 }
 
 // info returns what is mounted on the mount point, the topmost where there are several; nil for nothing.

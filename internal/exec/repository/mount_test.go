@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -78,6 +79,32 @@ func TestMount(t *testing.T) {
 	check(t, err)
 	check(t, r.Close())
 	wantUnmounted(t, dir, image)
+}
+
+// TestMountFollowsNoLinks: neither we nor a storage daemon can be led outside by a link, even one that was put there
+// after everything was looked at.
+func TestMountFollowsNoLinks(t *testing.T) {
+	for _, options := range []string{"loop", "loop,ro", "loop,noatime,nodiratime", "loop,strictatime"} {
+		spec, _ := newImage(t, 8)
+		spec.MountOptions = options
+		dir := mountDir(t)
+		r, err := Open(t.Context(), spec, Options{MountDir: dir})
+		check(t, err)
+		have := strings.Split(mounted(t, dir).Options, ",")
+		for _, o := range append(protection(), strings.Split(options, ",")[1:]...) {
+			if !slices.Contains(have, o) && o != "strictatime" {
+				t.Errorf("%s: mounted with %s", options, have)
+			}
+		}
+		if options != "loop,ro" {
+			link := filepath.Join(dir, "link")
+			check(t, os.Symlink("/etc/passwd", link))
+			if _, err := os.ReadFile(link); !errors.Is(err, unix.ELOOP) {
+				t.Errorf("%s: a link was followed: %v", options, err)
+			}
+		}
+		check(t, r.Close())
+	}
 }
 
 func TestMountFailures(t *testing.T) {
