@@ -25,7 +25,9 @@ type prompt struct {
 	stderr   io.Writer
 	// twice says that a new passphrase is typed: what nobody sees is asked for again.
 	twice bool
-	line  *bytes.Reader
+	asked bool
+	// line is what was typed and is not read yet.
+	line []byte
 }
 
 // askTwice has a passphrase that is new asked for twice, where it is typed at all.
@@ -36,25 +38,37 @@ func askTwice(stdin io.Reader) {
 }
 
 func (p *prompt) Read(b []byte) (int, error) {
-	if p.line == nil {
-		line, err := p.ask("Passphrase: ")
+	if !p.asked {
+		line, err := p.typed()
 		if err != nil {
 			return 0, err
 		}
-		if p.twice {
-			again, err := p.ask("Once more: ")
-			if err != nil {
-				return 0, err
-			}
-			defer clear(again)
-			if !bytes.Equal(line, again) {
-				clear(line)
-				return 0, errors.New("the two that were typed are not the same")
-			}
-		}
-		p.line = bytes.NewReader(line)
+		p.line, p.asked = line, true
 	}
-	return p.line.Read(b)
+	if len(p.line) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, p.line)
+	clear(p.line[:n]) // whoever reads it wipes his copy
+	p.line = p.line[n:]
+	return n, nil
+}
+
+func (p *prompt) typed() ([]byte, error) {
+	line, err := p.ask("Passphrase: ")
+	if err != nil || !p.twice {
+		return line, err
+	}
+	again, err := p.ask("Once more: ")
+	defer clear(again)
+	if err == nil && !bytes.Equal(line, again) {
+		err = errors.New("the two that were typed are not the same")
+	}
+	if err != nil {
+		clear(line)
+		return nil, err
+	}
+	return line, nil
 }
 
 func (p *prompt) ask(what string) ([]byte, error) {

@@ -32,13 +32,14 @@ func NewPassphrase(b []byte) (*Passphrase, error) {
 // ReadPassphrase reads one passphrase up to the end of r; one line break at its end is dropped,
 // as editors and echo leave one.
 func ReadPassphrase(r io.Reader) (*Passphrase, error) {
-	b, err := io.ReadAll(io.LimitReader(r, maxPassphrase+3))
+	// Not io.ReadAll, which leaves a copy behind each time that it needs more room.
+	b := make([]byte, maxPassphrase+3)
 	defer clear(b)
-	if err != nil {
+	n, err := io.ReadFull(r, b)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, fmt.Errorf("read the passphrase: %w", err)
 	}
-	b = bytes.TrimSuffix(bytes.TrimSuffix(b, []byte("\n")), []byte("\r"))
-	return NewPassphrase(b)
+	return NewPassphrase(bytes.TrimSuffix(bytes.TrimSuffix(b[:n], []byte("\n")), []byte("\r")))
 }
 
 // Bytes returns the passphrase itself, not a copy: it is gone after Wipe. A nil Passphrase has none.

@@ -289,12 +289,7 @@ func (g *graph) withSecret(ctx context.Context, passphrase []byte, fn func(id st
 	remove := func(ctx context.Context) error {
 		return g.d.qmp.execute(ctx, "object-del", object{"id": id}, nil)
 	}
-	err := g.put(ctx, "object-add", struct {
-		Type   string `json:"qom-type"`
-		ID     string `json:"id"`
-		Format string `json:"format"`
-		Data   []byte `json:"data"`
-	}{"secret", id, "base64", passphrase}, step{remove: remove})
+	err := g.put(ctx, "object-add", secretObject{id, passphrase}, step{remove: remove})
 	if err != nil {
 		return err
 	}

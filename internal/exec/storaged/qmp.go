@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -161,11 +162,7 @@ func (m *monitor) execute(ctx context.Context, command string, args, result any)
 }
 
 func (m *monitor) send(id uint64, command string, args any) error {
-	line, err := json.Marshal(struct {
-		Execute   string `json:"execute"`
-		Arguments any    `json:"arguments,omitempty"`
-		ID        uint64 `json:"id"`
-	}{command, args, id})
+	line, err := encodeCommand(id, command, args)
 	if err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}
@@ -181,6 +178,30 @@ func (m *monitor) send(id uint64, command string, args any) error {
 		return fmt.Errorf("%s: %w: %w", command, errMonitorLost, err)
 	}
 	return nil
+}
+
+// secretObject are the arguments of object-add for a secret.
+type secretObject struct {
+	// id is a name of ours, without any character that JSON would escape.
+	id   string
+	data []byte
+}
+
+// encodeCommand writes a command. One with a secret it writes by hand and in one piece, because encoding/json keeps
+// the buffers that it has written to.
+func encodeCommand(id uint64, command string, args any) ([]byte, error) {
+	s, ok := args.(secretObject)
+	if !ok {
+		return json.Marshal(struct {
+			Execute   string `json:"execute"`
+			Arguments any    `json:"arguments,omitempty"`
+			ID        uint64 `json:"id"`
+		}{command, args, id})
+	}
+	head := fmt.Sprintf(`{"execute":%q,"arguments":{"qom-type":"secret","id":%q,"format":"base64","data":"`, command, s.id)
+	tail := fmt.Sprintf(`"},"id":%d}`, id)
+	line := make([]byte, 0, len(head)+base64.StdEncoding.EncodedLen(len(s.data))+len(tail))
+	return append(base64.StdEncoding.AppendEncode(append(line, head...), s.data), tail...), nil
 }
 
 func (m *monitor) expect() (uint64, <-chan message) {
