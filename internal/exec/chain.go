@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -78,11 +79,13 @@ func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository, d
 		return nil
 	}
 	tips, f, err := t.chain.pick(ctx, t.e, disks)
+	if err == nil && f == nil {
+		f, err = t.continueOne(tips, disks, func(links []repository.Backup) (*full, error) {
+			return t.checkBelow(ctx, links, bitmapDisks(disks))
+		})
+	}
 	if err != nil {
 		return err
-	}
-	if f == nil {
-		f = t.continueOne(tips, disks)
 	}
 	if f != nil {
 		return t.takeFull(f)
@@ -91,28 +94,32 @@ func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository, d
 }
 
 // continueOne continues the first of some backups that can be continued; otherwise it says why the very
-// first cannot.
-func (t *taking) continueOne(tips []repository.Backup, disks []sourceDisk) *full {
-	var first *full
+// first cannot. Look is asked last, as it reads more than manifests.
+func (t *taking) continueOne(tips []repository.Backup, disks []sourceDisk, look func([]repository.Backup) (*full, error)) (first *full, err error) {
 	for _, tip := range tips {
 		links, f := t.chain.follow(tip)
 		if f == nil {
 			f = t.chain.fits(links, disks, t.cmd)
 		}
 		if f == nil {
-			f = t.takeOverKey(links)
+			f = t.takeOverKeys(links)
+		}
+		if f == nil {
+			if f, err = look(links); err != nil {
+				return nil, err
+			}
 		}
 		if f == nil {
 			t.links = links
 			t.point.since, t.point.disks = tip.Manifest.Checkpoint, bitmapDisks(disks)
 			t.man.Mode, t.man.Parent, t.man.Links = messages.ModeIncremental, tip.Manifest.ID, len(links)+1
-			return nil
+			return nil, nil
 		}
 		if first == nil {
 			first = f
 		}
 	}
-	return first
+	return first, nil
 }
 
 // takeFull makes the backup a full one, or fails where an incremental was asked for.
@@ -130,25 +137,27 @@ func (t *taking) takeFull(f *full) error {
 	return nil
 }
 
-// takeOverKey makes the key of the parent's digests this backup's: one passphrase opens a chain, and
-// where it is wrapped for the same passphrases, one key derivation its digests.
-func (t *taking) takeOverKey(links []repository.Backup) *full {
+// takeOverKeys opens the keys of the chain's digests, and makes the parent's this backup's: one passphrase
+// opens a chain, and where it is wrapped for the same passphrases, one key derivation its digests.
+func (t *taking) takeOverKeys(links []repository.Backup) *full {
+	t.linkKeys, t.wrappedKeys = make([][]byte, len(links)), nil
 	if !t.cmd.Details.Encryption {
 		return nil
 	}
 	opened := openedKeys{}
 	defer opened.wipe()
-	for _, l := range links {
-		switch _, err := opened.unwrap(l.Manifest.Digest.WrappedKeys, t.pass); {
+	for i, l := range links {
+		key, err := opened.unwrap(l.Manifest.Digest.WrappedKeys, t.pass)
+		switch {
 		case messages.CodeOf(err) == messages.CodeWrongPassphrase:
 			return fullBecause(messages.FullEncryptionChanged, "backup %s has another passphrase", l.Manifest.ID)
 		case err != nil:
 			return fullBecause(messages.FullParentBroken, "backup %s: %v", l.Manifest.ID, err)
 		}
+		t.linkKeys[i] = bytes.Clone(key)
 	}
 	parent := links[0].Manifest
-	key, _ := opened.unwrap(parent.Digest.WrappedKeys, t.pass)
-	copy(t.digKey, key)
+	copy(t.digKey, t.linkKeys[0])
 	alone := t.recovery == nil && len(parent.Digest.WrappedKeys) == 1
 	named := t.cmd.Details.Revision != "" && t.cmd.Details.Revision == parent.Encryption.Revision &&
 		t.cmd.Details.RecoveryRevision == parent.Encryption.RecoveryRevision

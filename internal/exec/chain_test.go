@@ -141,26 +141,35 @@ func TestContinueOne(t *testing.T) {
 			Disks: []repository.Disk{{Name: "vda", Bitmap: true, VirtualBytes: disk.size, Source: repository.Source{Path: disk.path, Format: disk.format}}},
 		}
 	}
-	full, top, other := manifest("F", "", 0), manifest("T", "F", 2), manifest("C", "", 0)
-	full.Checkpoint = ""
+	bottom, top, other := manifest("F", "", 0), manifest("T", "F", 2), manifest("C", "", 0)
+	bottom.Checkpoint = ""
 	for name, tt := range map[string]struct {
 		spoil func(s *survey)
 		want  string
+		// unreadable is the backup whose digests are damaged.
+		unreadable string
 	}{
-		"the consolidated":                 {func(*survey) {}, "C"},
-		"one that failed a verification":   {func(s *survey) { s.backups[0].Damaged = true }, "T"},
-		"one in the clear":                 {func(s *survey) { s.backups[0].Manifest.Encryption.LUKS = true }, "T"},
-		"one that is gone":                 {func(s *survey) { s.backups = s.backups[1:] }, "T"},
-		"the first says why neither can":   {func(s *survey) { s.backups[0].Damaged, s.backups[2].Damaged = true, true }, ""},
-		"the chain of the original broken": {func(s *survey) { s.backups = s.backups[:2] }, "C"},
+		"the consolidated":                 {spoil: func(*survey) {}, want: "C"},
+		"one that failed a verification":   {spoil: func(s *survey) { s.backups[0].Damaged = true }, want: "T"},
+		"one in the clear":                 {spoil: func(s *survey) { s.backups[0].Manifest.Encryption.LUKS = true }, want: "T"},
+		"one that is gone":                 {spoil: func(s *survey) { s.backups = s.backups[1:] }, want: "T"},
+		"the first says why neither can":   {spoil: func(s *survey) { s.backups[0].Damaged, s.backups[2].Damaged = true, true }, want: ""},
+		"the chain of the original broken": {spoil: func(s *survey) { s.backups = s.backups[:2] }, want: "C"},
+		"one with bad digests":             {spoil: func(*survey) {}, want: "T", unreadable: "C"},
 	} {
-		s := &survey{dom: hypervisor.Domain{UUID: "u", State: hypervisor.Running}, backups: []repository.Backup{{Manifest: other}, {Manifest: top}, {Manifest: full}},
+		s := &survey{dom: hypervisor.Domain{UUID: "u", State: hypervisor.Running}, backups: []repository.Backup{{Manifest: other}, {Manifest: top}, {Manifest: bottom}},
 			checkpoints: []hypervisor.Checkpoint{{Name: checkpointPrefix + "T", Disks: []string{"vda"}}}}
 		tt.spoil(s)
 		k := &taking{cmd: &messages.TakeBackup{Mode: messages.ModeIncremental}, chain: s}
 		tips, _, err := s.pick(t.Context(), nil, nil)
 		check(t, err)
-		f := k.continueOne(tips, []sourceDisk{disk})
+		f, err := k.continueOne(tips, []sourceDisk{disk}, func(links []repository.Backup) (*full, error) {
+			if links[0].Manifest.ID == tt.unreadable {
+				return fullBecause(messages.FullParentBroken, "damaged"), nil
+			}
+			return nil, nil
+		})
+		check(t, err)
 		if k.man.Parent != tt.want || (f == nil) != (tt.want != "") {
 			t.Errorf("%s: continues %q, %+v", name, k.man.Parent, f)
 		}

@@ -36,8 +36,10 @@ type lane struct {
 	check   copier.Checker
 	// zeroHoles writes zeroes where the source has holes: the target has old content.
 	zeroHoles bool
-	// changes is the name of the source's dirty bitmap that says what is to be copied; "" for all.
+	// changes is the name of the source's dirty bitmap that says what is to be copied; "" for all. Below
+	// is what they are laid on.
 	changes string
+	below   copier.Below
 	// stall bounds how long a side may be silent; stored says which of them are the repository's.
 	stall  time.Duration
 	stored side
@@ -75,6 +77,7 @@ func runLane(ctx context.Context, l lane) (copier.Stats, error) {
 		Progress: func(done, total int64) { l.report.Disk(l.name, done, total) },
 	}
 	if l.changes != "" {
+		options.Below = l.below
 		meta := nbd.DirtyBitmap(l.changes)
 		bitmap, err := dial(ctx, l.src, messages.CodeSourceReadFailed, meta)
 		if err != nil {

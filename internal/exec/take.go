@@ -39,10 +39,11 @@ type taking struct {
 	wrappedKeys []json.RawMessage
 
 	// chain is nil for a backup that neither continues nor starts one; links are what an
-	// incremental continues, the newest first.
-	chain *survey
-	links []repository.Backup
-	point point
+	// incremental continues, the newest first, and linkKeys the keys of their digests.
+	chain    *survey
+	links    []repository.Backup
+	linkKeys [][]byte
+	point    point
 }
 
 // domainFile is the VM's definition beside its disks.
@@ -147,6 +148,9 @@ func (t *taking) wipe() {
 	t.pass.Wipe()
 	t.recovery.Wipe()
 	clear(t.digKey)
+	for _, k := range t.linkKeys {
+		clear(k)
+	}
 }
 
 func (t *taking) outcome(m repository.Manifest) Outcome { return takenOutcome(t.cmd, m) }
@@ -229,35 +233,40 @@ func (t *taking) createTarget(ctx context.Context, d *takenDisk) (err error) {
 
 // copyAll runs the lane of every disk at once, under one limiter, while the source is watched.
 func (t *taking) copyAll(ctx context.Context) error {
-	return watched(ctx, t.src.check, func(ctx context.Context) error {
-		return each(ctx, t.disks, func(ctx context.Context, d *takenDisk) (err error) {
-			l := lane{
-				name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{d.target.Socket(), d.name},
-				size: d.size, unit: d.unit, limiter: t.limiter, digests: d.digests, report: t.r,
-				stall: t.e.cfg.StallTimeout, stored: targetSide,
-				changes: t.changes(d),
-			}
-			if d.check != nil {
-				l.check, l.stored = d.check, sourceSide|targetSide
-			}
-			d.stats, err = runLane(ctx, l)
-			err = ownTrouble(died(err, d.target, d.daemon))
-			if d.stored != nil && err != nil {
-				err = d.stored.failed(ctx, err)
-			}
+	return watched(ctx, t.src.check, func(ctx context.Context) error { return each(ctx, t.disks, t.copyDisk) })
+}
+
+func (t *taking) copyDisk(ctx context.Context, d *takenDisk) error {
+	l := lane{
+		name: d.name, src: endpoint{d.socket, d.export}, dst: endpoint{d.target.Socket(), d.name},
+		size: d.size, unit: d.unit, limiter: t.limiter, digests: d.digests, report: t.r,
+		stall: t.e.cfg.StallTimeout, stored: targetSide,
+	}
+	if d.check != nil {
+		l.check, l.stored = d.check, sourceSide|targetSide
+	}
+	if t.incremental(d) {
+		below, err := t.openBelow(ctx, d)
+		if err != nil {
 			return err
-		})
-	})
+		}
+		defer func() { _ = below.Close() }()
+		l.changes, l.below = t.changes(d), below
+	}
+	var err error
+	d.stats, err = runLane(ctx, l)
+	err = ownTrouble(died(err, d.target, d.daemon))
+	if d.stored != nil && err != nil {
+		err = d.stored.failed(ctx, err)
+	}
+	return err
 }
 
 // incremental says whether the backup holds only what has changed of a disk.
 func (t *taking) incremental(d *takenDisk) bool { return slices.Contains(t.point.disks, d.name) }
 
-// changes names the dirty bitmap of a disk of which only changes are copied; "" for a whole one.
+// changes names the dirty bitmap of a disk of which only changes are copied.
 func (t *taking) changes(d *takenDisk) string {
-	if !t.incremental(d) {
-		return ""
-	}
 	if d.daemon != nil {
 		return t.point.since // it is in the disk itself
 	}

@@ -80,9 +80,7 @@ type backup struct {
 
 // model is what there has to be. Its backups are in the order in which they were taken.
 type model struct {
-	disks map[string]content
-	// lowest is the least size that each disk has had since the tip.
-	lowest  map[string]int64
+	disks   map[string]content
 	backups []backup
 	// tip is the id of the backup that the next incremental continues; "" when there is none.
 	tip string
@@ -97,9 +95,6 @@ func (m *model) add(b backup) {
 	m.backups = append(m.backups, b)
 	if b.links > 0 {
 		m.tip = b.id
-		for name, c := range m.disks {
-			m.lowest[name] = c.size
-		}
 	}
 }
 

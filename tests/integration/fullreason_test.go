@@ -131,6 +131,9 @@ func TestAutoSaysWhyItIsFull(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
+		{reason: messages.FullParentBroken, cause: func() { // the digests of the parent are damaged
+			flip(t, filepath.Join(dir(last.BackupID), "vda.digests"), 50)
+		}},
 		{reason: messages.FullParentBroken, cause: func() { // the parent's parent is gone
 			if err := os.RemoveAll(dir(last.Backup.Parent)); err != nil {
 				t.Fatal(err)

@@ -18,15 +18,15 @@ type changeMap struct {
 	dirty, data [blocksAWindow]clusters
 }
 
-// planChanges takes v through what has changed: blocks of which some clusters lack, and ranges of
-// whole blocks that read as zeroes now. What has not changed is not visited. A change makes its
-// whole unit one.
-func planChanges(ctx context.Context, src Source, changes Changes, unit int64, v visitor) error {
+// planChanges takes v through what has changed, by changes and by more: blocks of which some clusters
+// lack, and ranges of whole blocks that read as zeroes now. What has not changed is not visited. A
+// change makes its whole unit one. More is in order.
+func planChanges(ctx context.Context, src Source, changes Changes, more []nbd.Extent, unit int64, v visitor) error {
 	g, ctx := errgroup.WithContext(ctx)
 	windows := make(chan *changeMap, windowsAhead)
 	g.Go(func() error {
 		defer close(windows)
-		return bounded.Try(func() error { return fetchChanges(ctx, src, changes, unit, windows) })
+		return bounded.Try(func() error { return fetchChanges(ctx, src, changes, more, unit, windows) })
 	})
 	g.Go(func() error {
 		for m := range windows {
@@ -40,19 +40,21 @@ func planChanges(ctx context.Context, src Source, changes Changes, unit int64, v
 }
 
 // fetchChanges asks for the changes of the whole disk, and for the status of what has some.
-func fetchChanges(ctx context.Context, src Source, changes Changes, unit int64, windows chan<- *changeMap) error {
+func fetchChanges(ctx context.Context, src Source, changes Changes, more []nbd.Extent, unit int64, windows chan<- *changeMap) error {
 	size := src.Size()
 	for off := int64(0); off < size; off += window {
 		m := &changeMap{off: off, size: min(window, size-off)}
-		changed := false
-		err := m.extents(ctx, changes, func(e nbd.Extent) {
-			if e.Flags&nbd.FlagDirty != 0 {
-				changed = true
-				m.mark(&m.dirty, e)
-			}
-		})
+		changed, err := m.fetchDirty(ctx, changes)
 		if err != nil {
 			return err
+		}
+		for len(more) > 0 && more[0].Offset < off+m.size {
+			m.mark(&m.dirty, more[0])
+			changed = true
+			if more[0].Offset+more[0].Length > off+m.size {
+				break // the rest is in the next
+			}
+			more = more[1:]
 		}
 		if !changed {
 			continue
@@ -60,15 +62,7 @@ func fetchChanges(ctx context.Context, src Source, changes Changes, unit int64, 
 		for i := range m.dirty {
 			m.dirty[i] = m.dirty[i].grow(max(unit, clusterSize))
 		}
-		allocation := func(ctx context.Context, off, length int64) ([]nbd.Extent, error) {
-			return src.BlockStatus(ctx, nbd.BaseAllocation, off, length)
-		}
-		err = m.extents(ctx, allocation, func(e nbd.Extent) {
-			if e.Flags&nbd.FlagZero == 0 {
-				m.mark(&m.data, e)
-			}
-		})
-		if err != nil {
+		if err := m.fetchData(ctx, src); err != nil {
 			return err
 		}
 		select {
@@ -78,6 +72,29 @@ func fetchChanges(ctx context.Context, src Source, changes Changes, unit int64, 
 		}
 	}
 	return nil
+}
+
+// fetchDirty asks what has changed in the window, and says whether anything has.
+func (m *changeMap) fetchDirty(ctx context.Context, changes Changes) (changed bool, err error) {
+	err = m.extents(ctx, changes, func(e nbd.Extent) {
+		if e.Flags&nbd.FlagDirty != 0 {
+			changed = true
+			m.mark(&m.dirty, e)
+		}
+	})
+	return changed, err
+}
+
+// fetchData asks what of the window is not known to be zeroes.
+func (m *changeMap) fetchData(ctx context.Context, src Source) error {
+	allocation := func(ctx context.Context, off, length int64) ([]nbd.Extent, error) {
+		return src.BlockStatus(ctx, nbd.BaseAllocation, off, length)
+	}
+	return m.extents(ctx, allocation, func(e nbd.Extent) {
+		if e.Flags&nbd.FlagZero == 0 {
+			m.mark(&m.data, e)
+		}
+	})
 }
 
 // extents calls each for the extents of the window.

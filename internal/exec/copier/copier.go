@@ -72,6 +72,9 @@ type Options struct {
 	// them, what reads as zeroes in them as explicit zeroes. Nothing else of the target is touched,
 	// and Digests says which pieces were.
 	Changes Changes
+	// Below is asked about the part of the disk in which Changes may have lost some; see untold. Nil
+	// trusts them. The Limiter counts what is read for it, Stats and Progress do not.
+	Below Below
 	// ZeroHoles makes Copy write zeroes where the source reads as zeroes. Without it the target
 	// must read as zeroes before the copy.
 	ZeroHoles bool
@@ -110,7 +113,7 @@ func (j *job) scan(ctx context.Context) (total int64, err error) {
 // plan takes v through what there is to do.
 func (j *job) plan(ctx context.Context, v visitor) error {
 	if j.Changes != nil {
-		return planChanges(ctx, j.src, j.Changes, j.Unit, v)
+		return planChanges(ctx, j.src, j.Changes, j.more, j.Unit, v)
 	}
 	return plan(ctx, j.src, v)
 }
@@ -121,12 +124,14 @@ type job struct {
 	src Source
 	dst Target // nil: compare only
 	end int64  // of what is written: the source's size, in the target's blocks
+	// more is what has changed and Changes do not tell.
+	more []nbd.Extent
 
 	mu    sync.Mutex
 	stats Stats
 }
 
-// prepare checks the sizes and finds the total.
+// prepare checks the sizes, and finds what has changed without a word and the total.
 func (j *job) prepare(ctx context.Context) error {
 	size := j.src.Size()
 	if j.dst != nil {
@@ -146,8 +151,14 @@ func (j *job) prepare(ctx context.Context) error {
 	if j.Check != nil && j.Check.Size() != size {
 		return messages.Errorf(messages.CodeBackupCorrupt, "the digests are those of a disk of %d bytes, this one has %d", j.Check.Size(), size)
 	}
+	var err error
 	if j.Changes != nil {
 		j.ZeroHoles = true
+		if j.Below != nil {
+			if j.more, err = j.untold(ctx); err != nil {
+				return err
+			}
+		}
 	}
 	if j.Depth <= 0 {
 		j.Depth = DefaultDepth
@@ -155,7 +166,6 @@ func (j *job) prepare(ctx context.Context) error {
 	if j.Progress == nil || j.Total > 0 {
 		return nil
 	}
-	var err error
 	j.Total, err = j.scan(ctx)
 	return err
 }

@@ -91,6 +91,9 @@ func (j *job) watchStall(ctx context.Context, work func(context.Context) error) 
 	if j.Check != nil {
 		j.Check = pulsingChecker{j.Check, &src.pulse}
 	}
+	if j.Below != nil {
+		j.Below = pulsingBelow{j.Below, &src.pulse}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	go func() {
@@ -154,6 +157,21 @@ type pulsingChecker struct {
 // Check implements Checker.
 func (c pulsingChecker) Check(ctx context.Context, index int64, block []byte) error {
 	return c.pulse.during(func() error { return c.Checker.Check(ctx, index, block) })
+}
+
+// pulsingBelow is a Below whose reading counts as the source's.
+type pulsingBelow struct {
+	Below
+	pulse *pulse
+}
+
+// Same implements Below.
+func (b pulsingBelow) Same(ctx context.Context, index int64, block []byte) (same bool, err error) {
+	err = b.pulse.during(func() error {
+		same, err = b.Below.Same(ctx, index, block)
+		return err
+	})
+	return same, err
 }
 
 // pulsingTarget is a Target with a pulse.
