@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	vmName = "vm"
+	vmName = "chained"
 	// mostBackups is how many exist at most: a step that would add one prunes instead.
 	mostBackups = 12
 	// noSpace is what a full repository leaves to a backup.
