@@ -84,7 +84,7 @@ func TestIncrementalsOfAStoppedVM(t *testing.T) {
 	})
 	t.Run("a crash", func(t *testing.T) {
 		vm.Start(t)
-		for _, pid := range lab.ProcessesWithArg(t, "guest=vm,") {
+		for _, pid := range lab.ProcessesWithArg(t, disks[0].Path) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		lab.Eventually(t, "the VM is off", func() bool { return vm.State(t) == "shut off" })
