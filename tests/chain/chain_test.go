@@ -3,11 +3,10 @@ package chain
 import (
 	crand "crypto/rand"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -79,11 +78,14 @@ func newRun(t *testing.T, rnd *rand.Rand) *run {
 	r.host = startHost(t, r.libvirt.URI)
 	r.disks = map[string]content{}
 	var disks []lab.Disk
-	for target, sizeMiB := range map[string]int{"vda": 16, "vdb": 24} {
-		r.disks[target] = newContent(int64(sizeMiB) * lab.MiB)
-		disks = append(disks, lab.Disk{Path: lab.Image(t, r.host.path(target+".qcow2"), "qcow2", sizeMiB), Format: "qcow2", Target: target})
+	for i, sizeMiB := range []int64{16, 24} {
+		target := fmt.Sprintf("vd%c", 'a'+i)
+		r.disks[target] = newContent(sizeMiB * lab.MiB)
+		path := r.host.path(target + ".qcow2")
+		// Clusters smaller than those that are copied, at times.
+		lab.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", []string{"cluster_size=64k", "cluster_size=4k"}[rnd.IntN(2)], path, fmt.Sprint(sizeMiB, "M"))
+		disks = append(disks, lab.Disk{Path: path, Format: "qcow2", Target: target})
 	}
-	slices.SortFunc(disks, func(a, b lab.Disk) int { return strings.Compare(a.Target, b.Target) })
 	r.vm = r.libvirt.DefineVM(t, lab.VMOptions{Name: vmName, Disks: disks})
 	r.passphrase = r.host.path("passphrase")
 	if err := os.WriteFile(r.passphrase, []byte("correct horse battery staple\n"), 0o600); err != nil {
@@ -109,6 +111,9 @@ func (r *run) step(i uint64) {
 		{"backup to a full NAS", 5, r.backupWithoutSpace, true},
 		{"backup out of time", 4, r.backupOutOfTime, true},
 		{"cancelled backup", 6, r.cancelled, true},
+		{"backup while the guest writes", 10, r.writtenMeanwhile, true},
+		{"backup whose VM ends", 3, r.pulled, true},
+		{"backup of the stopped VM", 4, r.stopped, true},
 		{"delete", 10, r.delete, true},
 		{"prune", 4, r.prune, true},
 	}

@@ -6,9 +6,11 @@ import (
 	"github.com/nasfleet/nasfleet/tests/lab"
 )
 
+func (r *run) disk() string { return []string{"vda", "vdb"}[r.rnd.IntN(2)] }
+
 // place chooses a disk and a range of it, in sectors of 512 bytes.
 func (r *run) place(most int64) (disk string, offset, length int64) {
-	disk = []string{"vda", "vdb"}[r.rnd.IntN(2)]
+	disk = r.disk()
 	sectors := r.disks[disk].size / 512
 	length = 1 + r.rnd.Int64N(min(most/512, sectors))
 	return disk, 512 * r.rnd.Int64N(sectors-length+1), 512 * length
@@ -41,7 +43,7 @@ func (r *run) discard() {
 // would continue.
 func (r *run) resize() {
 	r.t.Helper()
-	disk := []string{"vda", "vdb"}[r.rnd.IntN(2)]
+	disk := r.disk()
 	r.resizeTo(disk, r.anySize(disk))
 	if tip := r.find(r.tip); tip != nil && r.rnd.IntN(2) == 0 {
 		if size := tip.disks[disk].size; size%clusterSize == 0 {
@@ -65,12 +67,18 @@ func (r *run) resizeTo(disk string, size int64) {
 	r.disks[disk] = r.disks[disk].resize(size)
 }
 
-// restart pulls the plug. QEMU is left the time that it needs to end: it stores its bitmaps then.
+// restart pulls the plug.
 func (r *run) restart() {
+	r.t.Helper()
+	r.stop()
+	r.vm.Start(r.t)
+}
+
+// stop leaves QEMU the time that it needs to end: it stores its bitmaps then.
+func (r *run) stop() {
 	r.t.Helper()
 	lab.EventuallyIn(r.t, patience, "the VM is off", func() bool {
 		_, _ = r.libvirt.TryVirsh(r.t, "destroy", "--graceful", vmName) // it fails where QEMU takes its time
 		return r.vm.State(r.t) == "shut off"
 	})
-	r.vm.Start(r.t)
 }

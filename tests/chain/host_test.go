@@ -87,6 +87,17 @@ func (h *host) log(t *testing.T) string {
 	return string(text)
 }
 
+// logged says whether the worker has logged something about a job.
+func (h *host) logged(t *testing.T, job, what string) bool {
+	t.Helper()
+	for line := range strings.Lines(h.log(t)) {
+		if strings.Contains(line, job) && strings.Contains(line, what) {
+			return true
+		}
+	}
+	return false
+}
+
 // publisher runs publisher. The error says what it printed.
 func (h *host) publisher(args ...string) (stdout, stderr string, err error) {
 	cmd := exec.Command(filepath.Join(binDir, "publisher"), args...)

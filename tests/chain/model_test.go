@@ -84,17 +84,25 @@ type model struct {
 	backups []backup
 	// tip is the id of the backup that the next incremental continues; "" when there is none.
 	tip string
+	// strays are names of checkpoints that may be there until the next backup of the chain: those of
+	// backups that failed with their VM.
+	strays []string
 }
 
-// add notes a backup of this moment.
-func (m *model) add(b backup) {
-	b.disks = map[string]content{}
+// moment is what the disks hold now.
+func (m *model) moment() map[string]content {
+	at := map[string]content{}
 	for name, c := range m.disks {
-		b.disks[name] = c.clone()
+		at[name] = c.clone()
 	}
+	return at
+}
+
+// add notes a backup.
+func (m *model) add(b backup) {
 	m.backups = append(m.backups, b)
 	if b.links > 0 {
-		m.tip = b.id
+		m.tip, m.strays = b.id, nil
 	}
 }
 

@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"github.com/oklog/ulid/v2"
-
 	"github.com/nasfleet/nasfleet/messages"
 	"github.com/nasfleet/nasfleet/tests/lab"
 )
@@ -19,7 +17,16 @@ type taking struct {
 	encrypted bool
 	// incremental says whether it has to become one.
 	incremental bool
-	args        []string
+	// stopped says that the VM does not run.
+	stopped bool
+	args    []string
+}
+
+func (k taking) of() string {
+	if k.stopped {
+		return " of the stopped VM"
+	}
+	return ""
 }
 
 func (r *run) choose() taking {
@@ -56,9 +63,15 @@ func (r *run) choose() taking {
 // only where nothing can be continued. mayFail is for one that was made to fail or to end.
 func (r *run) took(k taking, ev messages.Event, mayFail bool) {
 	r.t.Helper()
+	r.tookAt(k, ev, r.moment(), mayFail)
+}
+
+// tookAt is took for a backup of a moment that may have passed.
+func (r *run) tookAt(k taking, ev messages.Event, at map[string]content, mayFail bool) {
+	r.t.Helper()
 	switch {
 	case ev.Kind == messages.KindSucceeded:
-		b := backup{id: ev.BackupID, parent: ev.Backup.Parent, encrypted: k.encrypted}
+		b := backup{id: ev.BackupID, parent: ev.Backup.Parent, encrypted: k.encrypted, disks: at}
 		switch {
 		case k.incremental:
 			b.links = r.find(r.tip).links + 1
@@ -70,8 +83,11 @@ func (r *run) took(k taking, ev messages.Event, mayFail bool) {
 		case k.mode != "":
 			b.links = 1
 		}
+		if k.stopped {
+			b.links = 0 // what comes after continues what this one does
+		}
 		r.add(b)
-		r.did[fmt.Sprintf("%s backup as %s", ev.Backup.Mode, orNone(string(k.mode)))]++
+		r.did[fmt.Sprintf("%s backup%s as %s", ev.Backup.Mode, k.of(), orNone(string(k.mode)))]++
 		r.restores(r.backups[len(r.backups)-1])
 	case k.mode == messages.ModeIncremental && !k.incremental && ev.Kind == messages.KindFailed && ev.Error.Code == messages.CodeChainBroken:
 		r.did["refused incremental"]++
@@ -169,42 +185,4 @@ func (r *run) backupOutOfTime() {
 		r.t.Fatal(err)
 	}
 	r.took(k, ev, true)
-}
-
-// cancelled cancels a backup as soon as libvirt runs it.
-func (r *run) cancelled() {
-	r.t.Helper()
-	r.writeUpTo(6 * lab.MiB)
-	k, id := r.choose(), ulid.Make().String()
-	type end struct {
-		ev  messages.Event
-		err error
-	}
-	ended := make(chan end, 1)
-	go func() {
-		ev, err := r.host.job(append(k.args, "--bandwidth", "1", "--job-id", id)...)
-		ended <- end{ev, err}
-	}()
-	var e *end
-	lab.EventuallyIn(r.t, patience, "libvirt runs the backup", func() bool {
-		select {
-		case got := <-ended:
-			e = &got
-			return true
-		default:
-			return r.vm.HasBackupJob(r.t)
-		}
-	})
-	if e == nil {
-		_, _, refused := r.host.publisher("cancel", id)
-		got := <-ended
-		e = &got
-		if refused != nil && got.ev.Kind == messages.KindCancelled {
-			r.t.Errorf("the job was cancelled, and publisher says that it was not: %v", refused)
-		}
-	}
-	if e.err != nil {
-		r.t.Fatal(e.err)
-	}
-	r.took(k, e.ev, true)
 }
