@@ -1,8 +1,10 @@
 package messages_test
 
 import (
+	"path"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	m "github.com/nasfleet/nasfleet/messages"
 )
@@ -90,4 +92,71 @@ func TestParseJobSubject(t *testing.T) {
 			t.Errorf("%q is taken: %q, %q, %q, %v", bad, zone, host, job, ok)
 		}
 	}
+}
+
+// FuzzNames: whatever a command names is one folder below another, and never an option, another line or the end of a
+// C string. A name that is taken means itself alone.
+func FuzzNames(f *testing.F) {
+	for _, name := range []string{
+		"web", "..", "../x", "a/../../x", "-rf", "--help", "a,b=c,driver=null-co", "a\nb", "a\x00b", "json:{}", "nbd:x:1", "\u202eweb", "we\u200bb",
+		"．．", "‥", "a\u2028b", "\ufeffa", "é", "e\u0301", "/etc/shadow", "//x", "/a/./b", "/a/", "~root", "$(id)", "`id`", "%n", "'", `"`, `\`,
+		jobID, strings.Repeat("a", 201), strings.Repeat("a/", 3000), "\xff", ".", "", " ", ".partial", jobID + ".partial", "CON", "a:b",
+	} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		const root = "/repository"
+		below := func(p string, elements int) {
+			t.Helper()
+			full := path.Join(root, p)
+			if !strings.HasPrefix(full, root+"/") || strings.Count(full, "/") != elements+1 || full != root+"/"+p {
+				t.Errorf("%q is taken and leads to %q", p, full)
+			}
+		}
+		text := func(s string) {
+			t.Helper()
+			if strings.ContainsAny(s, "\x00\n\r\x1b\x7f") || !utf8.ValidString(s) {
+				t.Errorf("%q is taken", s)
+			}
+		}
+		take := validTake()
+		take.VM = name
+		if take.Validate() == nil {
+			below(name, 1)
+			text(name)
+			if name[0] == '-' || name[0] == '.' || len(name)+len(".partial") > 255 {
+				t.Errorf("vm %q is taken", name)
+			}
+		}
+		take = validTake()
+		if take.BackupPath = name; take.Validate() == nil && name != "" {
+			below(name, strings.Count(name, "/")+1)
+			text(name)
+		}
+		for _, set := range []func(*m.RestoreBackup, *m.TakeBackup){
+			func(r *m.RestoreBackup, _ *m.TakeBackup) { r.ToDir, r.ToVM = name, "" },
+			func(_ *m.RestoreBackup, c *m.TakeBackup) { c.VM, c.Images = "", []m.Image{{Path: name}} },
+			func(_ *m.RestoreBackup, c *m.TakeBackup) { c.Repository = m.Repository{Type: "dir", Address: name} },
+		} {
+			r := &m.RestoreBackup{Header: header(m.TypeRestore), Backup: backupRef(), ToDir: "/r"}
+			c := validTake()
+			set(r, c)
+			if r.Validate() == nil && c.Validate() == nil {
+				text(name)
+				if !path.IsAbs(name) || path.Clean(name) != name {
+					t.Errorf("%q is taken for an absolute path", name)
+				}
+				if target := c.Target(); m.CheckVM(target) != nil {
+					t.Errorf("the images of %q lie in %q", name, target)
+				}
+			}
+		}
+		r := &m.RestoreBackup{Header: header(m.TypeRestore), Backup: backupRef(), ToDir: "/r", Disks: []string{name}}
+		if r.Validate() == nil && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			t.Errorf("disk %q is taken", name)
+		}
+		if m.CheckID("job_id", name) == nil && (len(name) != 26 || strings.Trim(name, "0123456789ABCDEFGHJKMNPQRSTVWXYZ") != "") {
+			t.Errorf("id %q is taken", name)
+		}
+	})
 }

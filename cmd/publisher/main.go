@@ -199,10 +199,11 @@ type told struct{ error }
 
 func (t *told) Unwrap() error { return t.error }
 
-// printable replaces control characters: a host's words must not steer the terminal or break a table.
+// printable replaces what is not seen, control characters and those that turn the direction of writing: a host's words
+// must not steer the terminal, break a table or look like others.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if !unicode.IsGraphic(r) {
 			return ' '
 		}
 		return r

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -226,4 +227,51 @@ func measureAgain(t *testing.T, folder string) {
 	data, err = json.Marshal(m)
 	check(t, err)
 	check(t, os.WriteFile(path, data, 0o600))
+}
+
+// TestNamesMeanThemselves takes a backup of images, into a folder, and restores it to one, whose names mean something to
+// QEMU, to a shell, to C or to who reads them. Each means only itself, all the way.
+func TestNamesMeanThemselves(t *testing.T) {
+	e := newExecutor(t)
+	for _, name := range []string{
+		"a,b=c,driver=null-co", "json:{}", "nbd:127.0.0.1:1", "file:x", "$(touch x)", "`touch x`;touch x", "-rf x", "%s%n", "a\\b", `a"b'c`, "~root",
+		"*", "é", "e\u0301", "\u202eweb", "．．", " ", "a  b ", "manifest.json", strings.Repeat("n", 200),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			at := func(part string) string { return filepath.Join(dir, part) }
+			check(t, os.Mkdir(at("nas"), 0o700))
+			image := write(t, filepath.Join(dir, "in", name), bytes.Repeat([]byte("x"), 64<<10))
+			repo := messages.Repository{Type: messages.RepositoryDir, Address: at("nas")}
+			take := &messages.TakeBackup{
+				Header:     messages.Header{Version: 1, Type: messages.TypeTake, JobID: testJob, IssuedAt: time.Now()},
+				Images:     []messages.Image{{Path: image}},
+				Repository: repo, BackupPath: name + "/" + name,
+			}
+			check(t, take.Validate())
+			out, err := e.Run(t.Context(), take, nil, quiet{})
+			check(t, err)
+			restore := &messages.RestoreBackup{
+				Header: messages.Header{Version: 1, Type: messages.TypeRestore, JobID: restoreJob, IssuedAt: time.Now()},
+				Backup: messages.BackupRef{Repository: repo, BackupPath: take.BackupPath, VM: out.Backup.VM, ID: testJob},
+				ToDir:  filepath.Join(dir, "out", name), Format: "raw",
+			}
+			check(t, restore.Validate())
+			_, err = e.Run(t.Context(), restore, nil, quiet{})
+			check(t, err)
+			got, err := os.ReadFile(filepath.Join(dir, "out", name, "disk0.raw"))
+			if err != nil || !bytes.Equal(got, bytes.Repeat([]byte("x"), 64<<10)) {
+				t.Errorf("restored are %d bytes, %v", len(got), err)
+			}
+			backup := filepath.Join(dir, "nas", name, name, take.Target(), testJob)
+			if files := names(t, backup); len(files) != 3 || !exists(filepath.Join(backup, "manifest.json")) {
+				t.Errorf("the backup holds %v", files)
+			}
+			for _, folder := range []string{dir, at("in"), at("out"), at("nas"), filepath.Join(dir, "nas", name)} {
+				if files := names(t, folder); len(files) != 1 && folder != dir || len(files) > 3 {
+					t.Errorf("%s holds %v", folder, files)
+				}
+			}
+		})
+	}
 }
