@@ -114,6 +114,7 @@ func (r *run) step(i uint64) {
 		{"backup while the guest writes", 10, r.writtenMeanwhile, true},
 		{"backup whose VM ends", 3, r.pulled, true},
 		{"backup of the stopped VM", 4, r.stopped, true},
+		{"consolidate", 6, r.consolidate, true},
 		{"delete", 10, r.delete, true},
 		{"prune", 4, r.prune, true},
 	}

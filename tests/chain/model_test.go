@@ -76,14 +76,18 @@ type backup struct {
 	// links is how many backups its chain has, itself included; 0 for one that no incremental can continue.
 	links int
 	disks map[string]content
+	// holds is the backup that its checkpoint was made for, of is the one that was taken at its moment: others
+	// than itself for one that was consolidated.
+	holds, of string
 }
 
 // model is what there has to be. Its backups are in the order in which they were taken.
 type model struct {
 	disks   map[string]content
 	backups []backup
-	// tip is the id of the backup that the next incremental continues; "" when there is none.
-	tip string
+	// tip is the id of the backup that the next incremental continues; "" when there is none. It holds the
+	// checkpoint.
+	tip, checkpoint string
 	// strays are names of checkpoints that may be there until the next backup of the chain: those of
 	// backups that failed with their VM.
 	strays []string
@@ -100,10 +104,12 @@ func (m *model) moment() map[string]content {
 
 // add notes a backup.
 func (m *model) add(b backup) {
-	m.backups = append(m.backups, b)
+	b.of = b.id
 	if b.links > 0 {
-		m.tip, m.strays = b.id, nil
+		b.holds, m.checkpoint, m.strays = b.id, b.id, nil
 	}
+	m.backups = append(m.backups, b)
+	m.settle()
 }
 
 func (m *model) find(id string) *backup {
@@ -129,16 +135,20 @@ func (m *model) withChildren(id string) []string {
 // remove forgets backups.
 func (m *model) remove(ids ...string) {
 	m.backups = slices.DeleteFunc(m.backups, func(b backup) bool { return slices.Contains(ids, b.id) })
-	if slices.Contains(ids, m.tip) {
-		m.tip = ""
-	}
+	m.settle()
 }
 
-// unkept returns the backups that keeping the last n, and what they need, does not keep.
+// unkept returns the backups that keeping the last n moments, and what they need, does not keep.
 func (m *model) unkept(n int) []string {
 	var kept, rest []string
-	for i, b := range slices.Backward(m.backups) { // parents come after their children
-		if i >= len(m.backups)-n || slices.Contains(kept, b.id) {
+	last := ""
+	for _, b := range slices.Backward(m.backups) { // parents come after their children
+		rule := b.of != last && n > 0
+		if rule {
+			last = b.of
+			n--
+		}
+		if rule || slices.Contains(kept, b.id) {
 			kept = append(kept, b.id, b.parent)
 		} else {
 			rest = append(rest, b.id)

@@ -92,8 +92,8 @@ func (r *run) nothingElse() {
 	}
 	checkpoints := strings.Fields(r.libvirt.Virsh(r.t, "checkpoint-list", vmName, "--name"))
 	checkpoints = slices.DeleteFunc(checkpoints, func(c string) bool { return slices.Contains(r.strays, c) })
-	if r.tip != "" && !slices.Equal(checkpoints, []string{"nasfleet-" + r.tip}) || r.tip == "" && len(checkpoints) > 0 {
-		r.t.Errorf("the checkpoints are %v, and maybe %v; the newest backup of the chain is %q", checkpoints, r.strays, r.tip)
+	if r.tip != "" && !slices.Equal(checkpoints, []string{"nasfleet-" + r.checkpoint}) || r.tip == "" && len(checkpoints) > 0 {
+		r.t.Errorf("the checkpoints are %v, and maybe %v; the one to continue is that of %q, held by %q", checkpoints, r.strays, r.checkpoint, r.tip)
 	}
 }
 
