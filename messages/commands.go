@@ -116,7 +116,7 @@ type Image struct {
 	Format string `json:"format,omitempty"`
 }
 
-// RestoreBackup asks for the disks of a backup, as files or over the disks of a stopped VM.
+// RestoreBackup asks for the disks of a backup: as files, over the disks of a stopped VM, or over RBD images.
 type RestoreBackup struct {
 	Header
 	Backup BackupRef `json:"backup"`
@@ -126,8 +126,11 @@ type RestoreBackup struct {
 	ToDir string `json:"to_dir,omitempty"`
 	// Format of the files in ToDir: qcow2 (the default) or raw.
 	Format string `json:"format,omitempty"`
-	// ToVM names a stopped VM whose disks are overwritten. Exactly one of ToDir and ToVM is given.
+	// ToVM names a stopped VM whose disks are overwritten. Exactly one of ToDir, ToVM and ToRBD is given.
 	ToVM string `json:"to_vm,omitempty"`
+	// ToRBD names images of Ceph that exist and are overwritten, as pool/image, by the disks of the backup that they
+	// become. No other disk is restored. The host has to allow the pools.
+	ToRBD map[string]string `json:"to_rbd,omitempty"`
 	// Define defines the VM from the backup's domain.xml, its disks where the restore put them.
 	Define bool `json:"define,omitempty"`
 	// Force overwrites files that exist.

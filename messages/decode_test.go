@@ -204,12 +204,20 @@ func TestDecodeRefuses(t *testing.T) {
 		{"folder that is not clean", edit(t, take, set("repository", object{"type": "dir", "address": "/b/../c"})), m.CodeInvalidMessage, "absolute"},
 		{"address of a page", edit(t, take, set("repository", object{"type": "nfs", "address": "a:/" + strings.Repeat("b", 4096)})), m.CodeInvalidMessage, "4095"},
 
-		{"restore nowhere", edit(t, restore, set("to_dir", "")), m.CodeInvalidMessage, "to_dir and to_vm"},
-		{"restore to two places", edit(t, restore, set("to_vm", "web-1")), m.CodeInvalidMessage, "to_dir and to_vm"},
+		{"restore nowhere", edit(t, restore, set("to_dir", "")), m.CodeInvalidMessage, "to_dir, to_vm and to_rbd"},
+		{"restore to two places", edit(t, restore, set("to_vm", "web-1")), m.CodeInvalidMessage, "to_dir, to_vm and to_rbd"},
 		{"restore to a relative folder", edit(t, restore, set("to_dir", "r")), m.CodeInvalidMessage, "to_dir"},
 		{"restore over a VM, defined", edit(t, restore, func(o object) { delete(o, "to_dir"); delete(o, "format"); o["to_vm"] = "web-1" }), m.CodeInvalidMessage, "define"},
 		{"restore over a VM, a format", edit(t, restore, func(o object) { delete(o, "to_dir"); delete(o, "define"); o["to_vm"] = "web-1" }), m.CodeInvalidMessage, "format"},
 		{"restore over a bad name", edit(t, restore, func(o object) { delete(o, "to_dir"); o["to_vm"] = "a/b" }), m.CodeInvalidMessage, "vm"},
+		{"restore to no image", edit(t, restore, toRBD("vda", "p")), m.CodeInvalidMessage, `"p"`},
+		{"restore to a namespace", edit(t, restore, toRBD("vda", "p/n/i")), m.CodeInvalidMessage, "pool/image"},
+		{"restore to two lines", edit(t, restore, toRBD("vda", "p/i\nj")), m.CodeInvalidMessage, "pool/image"},
+		{"restore a bad disk to an image", edit(t, restore, toRBD("../x", "p/i")), m.CodeInvalidMessage, "../x"},
+		{"restore two disks to one image", edit(t, restore, toRBD("vda", "p/i", "vdb", "p/i")), m.CodeInvalidMessage, "vdb"},
+		{"restore to an image and a VM", edit(t, restore, func(o object) { toRBD("vda", "p/i")(o); o["to_vm"] = "a" }), m.CodeInvalidMessage, "exactly one"},
+		{"restore to an image, disks", edit(t, restore, func(o object) { toRBD("vda", "p/i")(o); o["disks"] = []string{"vda"} }), m.CodeInvalidMessage, "disks"},
+		{"restore to an image, defined", edit(t, restore, func(o object) { toRBD("vda", "p/i")(o); o["define"] = true }), m.CodeInvalidMessage, "define"},
 		{"restore as vmdk", edit(t, restore, set("format", "vmdk")), m.CodeInvalidMessage, "vmdk"},
 		{"restore a disk that leaves", edit(t, restore, set("disks", []string{"vda", "../x"})), m.CodeInvalidMessage, "../x"},
 		{"restore with compression", edit(t, restore, set("details", object{"compression": "true"})), m.CodeInvalidDetail, "compression does not"},
@@ -437,5 +445,19 @@ func TestMaxAttempts(t *testing.T) {
 	}
 	if got := (m.Header{Attempts: 7}).MaxAttempts(); got != 7 {
 		t.Errorf("with 7: %d", got)
+	}
+}
+
+// toRBD makes a restore one to images: disk, image, disk, image, ….
+func toRBD(pairs ...string) func(object) {
+	return func(o object) {
+		images := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			images[pairs[i]] = pairs[i+1]
+		}
+		for _, name := range []string{"to_dir", "format", "define", "disks"} {
+			delete(o, name)
+		}
+		o["to_rbd"] = images
 	}
 }

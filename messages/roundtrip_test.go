@@ -109,9 +109,12 @@ func command() *rapid.Generator[m.Command] {
 			if rapid.Bool().Draw(t, "some disks") {
 				c.Disks = rapid.SliceOfN(rapid.StringMatching(`[sv]d[a-z]`), 1, 3).Draw(t, "disks")
 			}
-			if rapid.Bool().Draw(t, "over a VM") {
+			switch rapid.IntRange(0, 2).Draw(t, "over what") {
+			case 0:
 				c.ToVM = vmName().Draw(t, "to vm")
-			} else {
+			case 1:
+				c.ToRBD, c.Disks = map[string]string{"vda": "pool/" + vmName().Draw(t, "image")}, nil
+			default:
 				c.ToDir, c.Define, c.Format = absolute().Draw(t, "to dir"), rapid.Bool().Draw(t, "define"), format().Draw(t, "format")
 			}
 			return c

@@ -119,18 +119,11 @@ func (c *RestoreBackup) Validate() error {
 	if err := c.Backup.validate(); err != nil {
 		return err
 	}
-	if (c.ToDir == "") == (c.ToVM == "") {
-		return Errorf(CodeInvalidMessage, "exactly one of to_dir and to_vm is needed")
-	}
-	if c.ToDir != "" {
-		if err := checkAbsolute("to_dir", c.ToDir); err != nil {
-			return err
-		}
-	} else if err := CheckVM(c.ToVM); err != nil {
+	if err := c.checkTarget(); err != nil {
 		return err
 	}
-	if c.ToVM != "" && (c.Define || c.Format != "") {
-		return Errorf(CodeInvalidMessage, "define and format go with to_dir, not with to_vm")
+	if c.ToDir == "" && (c.Define || c.Format != "") {
+		return Errorf(CodeInvalidMessage, "define and format go with to_dir, not with to_vm or to_rbd")
 	}
 	for _, d := range c.Disks {
 		if err := checkDisk(d); err != nil {
@@ -141,6 +134,42 @@ func (c *RestoreBackup) Validate() error {
 		return err
 	}
 	return c.Details.onlyReading()
+}
+
+// checkTarget checks where a restore goes.
+func (c *RestoreBackup) checkTarget() error {
+	targets := 0
+	for _, given := range []bool{c.ToDir != "", c.ToVM != "", len(c.ToRBD) > 0} {
+		if given {
+			targets++
+		}
+	}
+	switch {
+	case targets != 1:
+		return Errorf(CodeInvalidMessage, "exactly one of to_dir, to_vm and to_rbd is needed")
+	case c.ToDir != "":
+		return checkAbsolute("to_dir", c.ToDir)
+	case c.ToVM != "":
+		return CheckVM(c.ToVM)
+	case len(c.Disks) > 0:
+		return Errorf(CodeInvalidMessage, "disks do not go with to_rbd, which names them")
+	}
+	taken := map[string]string{}
+	for _, disk := range slices.Sorted(maps.Keys(c.ToRBD)) {
+		image := c.ToRBD[disk]
+		if err := checkDisk(disk); err != nil {
+			return err
+		}
+		pool, name, _ := strings.Cut(image, "/")
+		if pool == "" || name == "" || strings.Contains(name, "/") || len(image) > maxPath || hasControl(image) {
+			return Errorf(CodeInvalidMessage, "to_rbd %q is not pool/image", image)
+		}
+		if other, ok := taken[image]; ok {
+			return Errorf(CodeInvalidMessage, "to_rbd names %q for %s and for %s", image, other, disk)
+		}
+		taken[image] = disk
+	}
+	return nil
 }
 
 // Validate implements Command.

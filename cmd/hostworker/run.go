@@ -80,7 +80,8 @@ func (c *runCmd) work(ctx context.Context, h hurry, log zerolog.Logger) (err err
 	executor, err := exec.New(exec.Config{
 		Zone: c.Zone, Host: c.Host, Version: version,
 		RunDir: c.RunDir, ScratchDir: c.Scratch, ScratchReserve: c.ScratchReserve << 20,
-		StateDir: c.StateDir, AllowPaths: c.AllowPath, MountCredentials: c.MountCredentials, MountOptions: c.MountOption,
+		StateDir: c.StateDir, AllowPaths: c.AllowPath, AllowRBD: c.AllowRBD, CephConf: c.CephConf, CephUser: c.CephUser,
+		MountCredentials: c.MountCredentials, MountOptions: c.MountOption,
 		MountTimeout: c.MountTimeout, StallTimeout: c.StallTimeout, LUKSIterTime: c.LUKSIterTime, Key: key, Hypervisor: hv, Log: log,
 		Watchdog: watchdog(log),
 	})

@@ -47,6 +47,9 @@ type settings struct {
 	StateDir       string `help:"Folder for the host's key and journal." default:"/var/lib/nasfleet"`
 
 	AllowPath        []string `help:"Folder that commands may name paths in (images, folders to restore to, repositories of type dir), with all below it; repeatable. Without it: all but /etc, /usr and the like, and the worker's own." sep:"none" placeholder:"DIR"`
+	AllowRBD         []string `name:"allow-rbd" help:"Pool of Ceph whose images a command may restore over; repeatable. Without it: none." sep:"none" placeholder:"POOL"`
+	CephConf         string   `help:"File with the settings of the cluster of these pools." default:"/etc/ceph/ceph.conf" placeholder:"FILE"`
+	CephUser         string   `help:"User of Ceph who restores over their images; the settings name its keyring." default:"admin" placeholder:"NAME"`
 	MountCredentials string   `help:"Folder that files have to lie in which mount options of a command name (credentials=, IdentityFile=), with all below it." default:"/etc/nasfleet/credentials" placeholder:"DIR"`
 	MountOption      []string `help:"Let commands give this mount option too, which is not known to be harmless; repeatable." sep:"none" placeholder:"NAME"`
 
@@ -138,6 +141,9 @@ func (s *settings) cleanFolders() error {
 		if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
 			return fmt.Errorf("--allow-path %s is not a clean absolute path", dir)
 		}
+	}
+	if s.CephConf != "" && !filepath.IsAbs(s.CephConf) { // none is Ceph's own
+		return fmt.Errorf("--ceph-conf %s is not an absolute path", s.CephConf)
 	}
 	if dir := s.MountCredentials; !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
 		return fmt.Errorf("--mount-credentials %s is not a clean absolute path", dir)

@@ -74,7 +74,7 @@ func TestMaxRunDir(t *testing.T) {
 		}
 		dir := base + strings.Repeat("r", length-len(base))
 		_, err := exec.New(exec.Config{RunDir: dir, ScratchDir: dir})
-		s := settings{RunDir: dir, StateDir: dir, Scratch: dir}
+		s := settings{RunDir: dir, StateDir: dir, Scratch: dir, MountCredentials: dir}
 		if (err == nil) != fits || (s.cleanFolders() == nil) != fits {
 			t.Errorf("%d bytes: %v, %v", length, err, s.cleanFolders())
 		}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/nasfleet/nasfleet/internal/exec/repository"
@@ -21,6 +22,11 @@ func systemFolders() []string {
 // back up, folders to restore to, repositories that are none on a server, files of mount options. Symbolic links
 // are followed first. What libvirt says of a VM's disks is not the command's to choose, and not looked at.
 func (e *Executor) checkPaths(ctx context.Context, cmd messages.Command) error {
+	if c, ok := cmd.(*messages.RestoreBackup); ok {
+		if err := e.checkPools(c.ToRBD); err != nil {
+			return err
+		}
+	}
 	paths, repo := pathsOf(cmd)
 	address, credentials := repository.OfHost(repo)
 	if len(paths) == 0 && address == "" && len(credentials) == 0 {
@@ -98,6 +104,18 @@ func (e *Executor) checkCredentials(p string) error {
 	}
 	return messages.Errorf(messages.CodePathNotAllowed, "the mount options name the file %s, which is not below %q", p, e.cfg.MountCredentials).
 		WithHint("Put it into that folder of the host, or name another one (hostworker --mount-credentials).")
+}
+
+// checkPools refuses RBD images of pools that this host does not allow.
+func (e *Executor) checkPools(images map[string]string) error {
+	for disk, image := range images {
+		pool, _, _ := strings.Cut(image, "/")
+		if !slices.Contains(e.cfg.AllowRBD, pool) {
+			return messages.Errorf(messages.CodePathNotAllowed, "the image %s for disk %s is in no pool that this host allows: %q", image, disk, e.cfg.AllowRBD).
+				WithHint("Name another pool, or allow this one on the host (hostworker --allow-rbd).")
+		}
+	}
+	return nil
 }
 
 func (e *Executor) checkPath(p string) error {

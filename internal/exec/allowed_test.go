@@ -76,6 +76,19 @@ func TestCheckPaths(t *testing.T) {
 	}
 }
 
+// A command overwrites images in the pools that the host allows, and without any in none.
+func TestCheckPools(t *testing.T) {
+	for image, allowed := range map[string][]string{"vms/i": {"other", "vms"}, "vms/": {"vm"}, "VMS/i": {"vms"}, "vms/j": nil} {
+		e := &Executor{cfg: Config{AllowRBD: allowed}}
+		err := e.checkPaths(t.Context(), &messages.RestoreBackup{ToRBD: map[string]string{"vda": image}, Backup: messages.BackupRef{Repository: messages.Repository{Type: "nfs", Address: "nas:/b"}}})
+		want := messages.CodePathNotAllowed
+		if image == "vms/i" {
+			want = ""
+		}
+		wantCode(t, err, want)
+	}
+}
+
 // TestCheckCredentials: a command names files as credentials only in the host's folder for them.
 func TestCheckCredentials(t *testing.T) {
 	dir := t.TempDir()

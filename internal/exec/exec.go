@@ -30,6 +30,11 @@ type Config struct {
 	ScratchDir string
 	// StateDir is the worker's, which no command may name.
 	StateDir string
+	// AllowRBD are the pools of Ceph whose images a command may overwrite.
+	AllowRBD []string
+	// CephConf is the file with the settings of the cluster of these pools, and CephUser who works on them; empty means
+	// Ceph's own, /etc/ceph/ceph.conf and admin.
+	CephConf, CephUser string
 	// AllowPaths are the folders that a command may name paths in: images, folders to restore to,
 	// repositories that are folders. Without any it is all but the system's own and the worker's.
 	AllowPaths []string

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
+	"github.com/nasfleet/nasfleet/internal/exec/repository"
 	"github.com/nasfleet/nasfleet/internal/exec/storaged"
 	"github.com/nasfleet/nasfleet/messages"
 )
@@ -50,9 +51,25 @@ func remoteOf(n hypervisor.Network, key []byte) storaged.Remote {
 	return storaged.SSH{Host: hosts[0], User: n.User, Path: n.Name}
 }
 
+// aimAtRBD restores over images that the command names, of the cluster that the host knows.
+func (t *restoring) aimAtRBD(ctx context.Context, disks []repository.Disk) error {
+	for _, d := range disks {
+		n := hypervisor.Network{Protocol: hypervisor.ProtocolRBD, Name: t.cmd.ToRBD[d.Name], Config: t.e.cfg.CephConf, User: t.e.cfg.CephUser}
+		v := hypervisor.Disk{Target: d.Name, Kind: hypervisor.KindNetwork, Path: n.String(), Network: &n, Format: storaged.FormatRaw}
+		if err := t.e.checkRemoteUnused(ctx, v); err != nil {
+			return err
+		}
+		t.to = append(t.to, &restoreTarget{disk: d, path: v.Path, format: v.Format, remote: &v})
+	}
+	return nil
+}
+
 // checkRemoteUnused refuses to overwrite a disk on another machine that a VM of this host has open. Nothing like the
 // locks of files tells of others.
 func (e *Executor) checkRemoteUnused(ctx context.Context, v hypervisor.Disk) error {
+	if e.cfg.Hypervisor == nil {
+		return nil // a host without VMs
+	}
 	user, err := e.cfg.Hypervisor.NetworkUser(ctx, *v.Network)
 	if err != nil {
 		return err
@@ -66,7 +83,7 @@ func (e *Executor) checkRemoteUnused(ctx context.Context, v hypervisor.Disk) err
 // whileStopped overwrites the disks of a VM. Nothing locks those on other machines, so that the VM can be started: then
 // the restore ends, and says so.
 func (t *restoring) whileStopped(ctx context.Context, overwrite func(context.Context) error) error {
-	if !slices.ContainsFunc(t.to, func(to *restoreTarget) bool { return to.remote != nil }) {
+	if t.cmd.ToVM == "" || !slices.ContainsFunc(t.to, func(to *restoreTarget) bool { return to.remote != nil }) {
 		return overwrite(ctx)
 	}
 	stopped := func(ctx context.Context) (bool, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -63,9 +64,12 @@ func (e *Executor) restore(ctx context.Context, ws *workspace, cmd *messages.Res
 	if err != nil {
 		return Outcome{}, err
 	}
-	if cmd.ToVM != "" {
+	switch {
+	case cmd.ToVM != "":
 		err = t.aimAtVM(ctx, chosen)
-	} else {
+	case len(cmd.ToRBD) > 0:
+		err = t.aimAtRBD(ctx, chosen)
+	default:
 		err = t.onTarget(ctx, func() error { return t.aimAtDir(chosen) })
 	}
 	if err != nil {
@@ -98,20 +102,24 @@ func (e *Executor) restore(ctx context.Context, ws *workspace, cmd *messages.Res
 // choose returns the disks that were asked for.
 func (t *restoring) choose() ([]repository.Disk, error) {
 	all := t.backup.manifest().Disks
-	if len(t.cmd.Disks) == 0 {
+	wanted := t.cmd.Disks
+	if len(t.cmd.ToRBD) > 0 {
+		wanted = slices.Sorted(maps.Keys(t.cmd.ToRBD))
+	}
+	if len(wanted) == 0 {
 		return all, nil
 	}
 	var names []string
 	for _, d := range all {
 		names = append(names, d.Name)
 	}
-	for _, want := range t.cmd.Disks {
+	for _, want := range wanted {
 		if !slices.Contains(names, want) {
 			return nil, messages.Errorf(messages.CodeDiskNotFound, "backup %s has no disk %s", t.cmd.Backup.ID, want).
 				WithHint("The backup has these disks: %s.", strings.Join(names, ", "))
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(all), func(d repository.Disk) bool { return !slices.Contains(t.cmd.Disks, d.Name) }), nil
+	return slices.DeleteFunc(slices.Clone(all), func(d repository.Disk) bool { return !slices.Contains(wanted, d.Name) }), nil
 }
 
 // domain returns the XML to define, its disks where they are going to be; "" unless asked for.
@@ -177,8 +185,8 @@ func (t *restoring) copy(ctx context.Context) error {
 		return err
 	}
 	err = t.whileStopped(ctx, func(ctx context.Context) error { return each(ctx, todo, t.copyDisk) })
-	if err != nil && t.cmd.ToVM != "" {
-		return fmt.Errorf("a disk of vm %s may be half old and half restored now: %w", t.cmd.ToVM, err)
+	if err != nil && t.cmd.ToDir == "" {
+		return fmt.Errorf("a disk that was overwritten may be half old and half restored now: %w", err)
 	}
 	return err
 }

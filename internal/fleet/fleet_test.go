@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -256,6 +257,17 @@ func TestRestoreTakesItsPlaceFromTheCatalog(t *testing.T) {
 	s.To, s.ToVM, s.Define = "", "web", true
 	if _, err = m.RestoreJob(t.Context(), s, passphrases()); ClassOf(err) != Usage {
 		t.Error(err)
+	}
+	s.ToVM, s.Define, s.ToRBD = "", false, []string{"vda=p/a=b,c", "vdb=p/d"}
+	job, err = m.RestoreJob(t.Context(), s, passphrases())
+	if err != nil || !maps.Equal(job.Command.(*messages.RestoreBackup).ToRBD, map[string]string{"vda": "p/a=b,c", "vdb": "p/d"}) {
+		t.Errorf("%+v, %v", job, err)
+	}
+	for _, images := range [][]string{{"vda"}, {"vda=p"}, {"vda=p/a", "vda=p/b"}, {"vda=p/a", "vdb=p/a"}} {
+		s.ToRBD = images
+		if _, err := m.RestoreJob(t.Context(), s, passphrases()); ClassOf(err) != Usage {
+			t.Errorf("%q: %v", images, err)
+		}
 	}
 	// Deleting reads nothing and needs no passphrase.
 	if job, err = m.DeleteJob(t.Context(), BackupSettings{Backup: entry.ID}, true); err != nil || job.Host != "h2" || !job.Command.(*messages.DeleteBackup).Cascade {

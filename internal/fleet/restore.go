@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
@@ -30,14 +31,16 @@ type RestoreSettings struct {
 	Format string   `help:"Format of the files in --to: qcow2 (the default) or raw." placeholder:"FORMAT"`
 	Define bool     `help:"Define the VM from the backup's domain.xml, its disks in --to."`
 	ToVM   string   `name:"to-vm" help:"Stopped VM whose disks are overwritten." placeholder:"NAME"`
+	ToRBD  []string `name:"to-rbd" help:"RBD image that a disk overwrites, as DISK=POOL/IMAGE; repeatable. The host has to allow the pool." sep:"none" placeholder:"DISK=IMAGE"`
 	Disk   []string `help:"Restore this disk only (vda); repeatable." placeholder:"NAME"`
 	Force  bool     `help:"Overwrite files that exist."`
 }
 
 // RestoreJob makes the job that restores a backup of the catalog.
 func (m *Manager) RestoreJob(ctx context.Context, s RestoreSettings, r *Passphrases) (*Job, error) {
-	if (s.To == "") == (s.ToVM == "") {
-		return nil, usagef("exactly one of --to and --to-vm is needed")
+	images, err := s.images()
+	if err != nil {
+		return nil, err
 	}
 	entry, err := m.Backup(ctx, s.Backup, s.Zone, s.Host)
 	if err != nil {
@@ -48,9 +51,34 @@ func (m *Manager) RestoreJob(ctx context.Context, s RestoreSettings, r *Passphra
 		return nil, err
 	}
 	return m.reading(ctx, s.BackupSettings, entry, &messages.RestoreBackup{
-		Header: head, Backup: entry.Ref(), Disks: s.Disk, ToDir: s.To, Format: s.Format, ToVM: s.ToVM,
+		Header: head, Backup: entry.Ref(), Disks: s.Disk, ToDir: s.To, Format: s.Format, ToVM: s.ToVM, ToRBD: images,
 		Define: s.Define, Force: s.Force, Details: messages.Details{BandwidthLimit: s.Bandwidth},
 	}, s.PassphraseFile, r)
+}
+
+// images reads --to-rbd, and checks that there is one target.
+func (s RestoreSettings) images() (map[string]string, error) {
+	targets := 0
+	for _, given := range []bool{s.To != "", s.ToVM != "", len(s.ToRBD) > 0} {
+		if given {
+			targets++
+		}
+	}
+	if targets != 1 {
+		return nil, usagef("exactly one of --to, --to-vm and --to-rbd is needed")
+	}
+	var images map[string]string
+	for _, arg := range s.ToRBD {
+		disk, image, ok := strings.Cut(arg, "=")
+		if _, twice := images[disk]; !ok || twice {
+			return nil, usagef("--to-rbd %s is not one disk's DISK=POOL/IMAGE", arg)
+		}
+		if images == nil {
+			images = map[string]string{}
+		}
+		images[disk] = image
+	}
+	return images, nil
 }
 
 // VerifyJob makes the job that reads a stored backup back and compares it with its digests.

@@ -142,11 +142,15 @@ func busyDelay(waited, first time.Duration) time.Duration {
 	return max(first, min(waited/10, maxRetryDelay))
 }
 
-// worksOn names the VMs that no other job may work on meanwhile.
+// worksOn names the VMs and RBD images that no other job may work on meanwhile.
 func worksOn(cmd messages.Command) []string {
 	vms := []string{cmd.Target()}
 	if r, ok := cmd.(*messages.RestoreBackup); ok && r.ToVM != "" && r.ToVM != r.Target() {
 		vms = append(vms, r.ToVM)
+	} else if ok {
+		for _, image := range r.ToRBD { // no VM's name has a slash
+			vms = append(vms, "rbd/"+image)
+		}
 	}
 	return vms
 }

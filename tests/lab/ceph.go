@@ -112,6 +112,13 @@ func CephCluster(t testing.TB) *Ceph {
 	return c
 }
 
+// OwnConf is a configuration like ClientConf that names a keyring with the user's key.
+func (c *Ceph) OwnConf(t testing.TB) string {
+	t.Helper()
+	keyring := writeTemp(t, fmt.Sprintf("[client.%s]\nkey = %s\n", c.User, c.Key))
+	return writeTemp(t, fmt.Sprintf(cephClientConf+"keyring = %s\n", c.port, keyring))
+}
+
 // cephSecret is the UUID of libvirt's secret with the user's key, and its usage.
 const cephSecret = "2c9a7f36-0d84-4f1e-9b53-7a1c5e8d4b60"
 

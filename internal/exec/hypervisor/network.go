@@ -109,9 +109,10 @@ func (n Network) String() string {
 	return u.String()
 }
 
-// same says whether two definitions name one disk in the same way, whoever opens it.
+// same says whether two definitions name one disk, whoever opens it. Ceph's cluster can be named in many ways: images of
+// one name are taken for one.
 func (n Network) same(other Network) bool {
-	return n.Protocol == other.Protocol && n.Name == other.Name && n.Config == other.Config && slices.Equal(n.Hosts, other.Hosts)
+	return n.Protocol == other.Protocol && n.Name == other.Name && (n.Protocol == ProtocolRBD || slices.Equal(n.Hosts, other.Hosts))
 }
 
 // check refuses what cannot be opened without the VM's QEMU.
@@ -170,8 +171,7 @@ func secretValue(conn *libvirt.Connect, n Network) ([]byte, error) {
 	return s.GetValue(0)
 }
 
-// NetworkUser returns the name of an active VM with a disk that its definition describes by the same
-// words; "" for none. Of VMs on other hosts, and of other programs, nobody here knows.
+// NetworkUser returns the name of an active VM with a disk that its definition names in the same way; "" for none. Of VMs on other hosts, and of other programs, nobody here knows.
 func (h *Hypervisor) NetworkUser(ctx context.Context, n Network) (string, error) {
 	return call(ctx, h, func(conn *libvirt.Connect) (string, error) {
 		doms, err := conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)

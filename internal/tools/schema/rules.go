@@ -21,6 +21,7 @@ const (
 	noOptionPattern  = `^([^-]|$)`
 	sealedPattern    = `^(sealed1\.[A-Za-z0-9._-]+)?$`
 	revisionPattern  = `^([0-7][0-9A-HJKMNP-TV-Z]{25})?$`
+	rbdPattern       = `^[^/\x00-\x1f\x7f-\x9f]+/[^/\x00-\x1f\x7f-\x9f]+$`
 	bandwidthPattern = `^[0-9]+$`
 )
 
@@ -46,13 +47,22 @@ func constrain(s *jsonschema.Schema) {
 		setField(s, "mode", func(p *jsonschema.Schema) { p.Default = string(messages.ModeFull) })
 	case string(messages.TypeRestore):
 		asFiles := &jsonschema.Schema{Required: []string{"to_dir"}, Properties: jsonschema.NewProperties()}
-		asFiles.Properties.Set("to_vm", jsonschema.FalseSchema)
-		overVM := &jsonschema.Schema{Required: []string{"to_vm"}, Properties: jsonschema.NewProperties()}
-		for _, name := range []string{"to_dir", "format"} {
-			overVM.Properties.Set(name, jsonschema.FalseSchema)
+		for _, name := range []string{"to_vm", "to_rbd"} {
+			asFiles.Properties.Set(name, jsonschema.FalseSchema)
 		}
-		overVM.Properties.Set("define", &jsonschema.Schema{Const: false})
-		s.OneOf = []*jsonschema.Schema{asFiles, overVM}
+		over := func(target string, others ...string) *jsonschema.Schema {
+			over := &jsonschema.Schema{Required: []string{target}, Properties: jsonschema.NewProperties()}
+			for _, name := range append(others, "to_dir", "format") {
+				over.Properties.Set(name, jsonschema.FalseSchema)
+			}
+			over.Properties.Set("define", &jsonschema.Schema{Const: false})
+			return over
+		}
+		s.OneOf = []*jsonschema.Schema{asFiles, over("to_vm", "to_rbd"), over("to_rbd", "to_vm", "disks")}
+		setField(s, "to_rbd", func(p *jsonschema.Schema) {
+			p.MinProperties, p.PropertyNames = number(1), &jsonschema.Schema{Pattern: labelPattern, MaxLength: number(maxName)}
+			p.AdditionalProperties = &jsonschema.Schema{Type: "string", Pattern: rbdPattern, MaxLength: number(maxPath)}
+		})
 		setField(s, "details", onlyReading)
 	case string(messages.TypeVerify):
 		setField(s, "details", onlyReading)

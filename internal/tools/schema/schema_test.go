@@ -247,6 +247,13 @@ func TestSchemaAndDecoderAgree(t *testing.T) {
 
 		{messages.TypeRestore, true, object{"define": true, "force": true}},
 		{messages.TypeRestore, true, object{"to_dir": absent, "format": absent, "to_vm": "a"}},
+		{messages.TypeRestore, true, object{"to_dir": absent, "format": absent, "disks": absent, "to_rbd": object{"vda": "p/i"}}},
+		{messages.TypeRestore, false, object{"to_dir": absent, "format": absent, "disks": absent, "to_rbd": object{}}},
+		{messages.TypeRestore, false, object{"to_dir": absent, "format": absent, "disks": absent, "to_rbd": object{"vda": "p/n/i"}}},
+		{messages.TypeRestore, false, object{"to_dir": absent, "format": absent, "disks": absent, "to_rbd": object{"../a": "p/i"}}},
+		{messages.TypeRestore, false, object{"to_dir": absent, "format": absent, "to_rbd": object{"vda": "p/i"}, "disks": []any{"vda"}}},
+		{messages.TypeRestore, false, object{"to_dir": absent, "format": absent, "disks": absent, "to_rbd": object{"vda": "p/i"}, "to_vm": "a"}},
+		{messages.TypeRestore, false, object{"to_rbd": object{"vda": "p/i"}}},
 		{messages.TypeRestore, true, details("encryption_passphrase", sealed)},
 		{messages.TypeRestore, false, object{"to_dir": absent}},
 		{messages.TypeRestore, false, object{"to_vm": "a"}},

@@ -83,6 +83,14 @@ func keywordHolds(root any, s object, keyword string, arg, value any) error {
 		holds = !isNumber || number <= arg.(float64)
 	case "minItems":
 		holds = !isList || len(list) >= int(arg.(float64))
+	case "minProperties":
+		holds = !isObject || len(fields) >= int(arg.(float64))
+	case "propertyNames":
+		for name := range fields {
+			if err := validate(root, arg, name); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
 	case "format":
 		if arg != "date-time" {
 			return fmt.Errorf("unknown format %v", arg)
