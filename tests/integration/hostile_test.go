@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -168,5 +169,42 @@ func TestRightsOfTheUnit(t *testing.T) {
 			w.nothingLeft(t)
 		}
 		vm.Start(t)
+	}
+}
+
+// TestNobodyElseReads: whatever the worker makes is its own, also where the umask takes nothing away.
+func TestNobodyElseReads(t *testing.T) {
+	w := &world{dir: lab.Dir(t), libvirt: "none", under: []string{"sh", "-c", `umask 0; exec "$@"`, "sh"}}
+	w.begin(t)
+	image := noise(t, filepath.Join(w.mkdir(t, "images"), "disk.img"), 2, 2)
+	key := w.passphraseFile(t, passphrase)
+	ev := w.take(t, "--image", image, "--encrypt", "--passphrase-file", key, "--verify", "--backup-path", "a/b")
+	to := filepath.Join(w.dir, "restored")
+	w.mustJob(t, "restore", "--backup", ev.BackupID, "--to", to, "--passphrase-file", key)
+	w.take(t, "--image", image)
+	for root, passable := range map[string]bool{w.nas: false, to: true, w.state: true, filepath.Join(w.dir, "nats"): false} {
+		seen := 0
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			mode := info.Mode().Perm()
+			switch {
+			case path == w.nas: // the test's
+			case d.IsDir() && mode&0o077 != 0 && (path != root || !passable || mode != 0o711):
+				t.Errorf("folder %s has mode %04o", path, mode)
+			case !d.IsDir() && mode&0o177 != 0 && root != filepath.Join(w.dir, "nats"):
+				t.Errorf("file %s has mode %04o", path, mode)
+			}
+			seen++
+			return nil
+		})
+		if err != nil || seen < 2 {
+			t.Errorf("%s: %d entries, %v", root, seen, err)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package storaged
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,11 +93,8 @@ func FuzzBelow(f *testing.F) {
 	copy(header[144:], "base")
 	f.Add(header)
 	f.Fuzz(func(t *testing.T, cluster []byte) {
-		if len(cluster) < headerSize/2 && checkQcow2(cluster) != errBacking {
-			return
-		}
-		if len(cluster) < qcow2MinHeaderSize {
-			return
+		if !errors.Is(checkQcow2(cluster), errBacking) {
+			return // Below comes no further
 		}
 		image, err := parseBelow(cluster)
 		if err == nil && (image.Path == "" || len(image.Path) > maxBackingName || image.Format != FormatRaw && image.Format != FormatQcow2) {
