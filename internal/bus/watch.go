@@ -34,6 +34,14 @@ type Update struct {
 	Progress *messages.Progress
 }
 
+// From says whether a host has told it.
+func (u Update) From(zone, host string) bool {
+	if u.Event != nil {
+		return u.Event.Zone == zone && u.Event.Host == host
+	}
+	return u.Progress != nil && u.Progress.Zone == zone && u.Progress.Host == host
+}
+
 // Watch follows jobs. See Bus.Watch.
 type Watch struct {
 	bus     *Bus

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/rs/zerolog"
@@ -318,6 +319,73 @@ func TestWatchOneJobEndsWithIt(t *testing.T) {
 	}
 	if err := m.Watch(t.Context(), bus.Filter{Zone: "*"}, nil); ClassOf(err) != Usage {
 		t.Error(err)
+	}
+}
+
+// What another host tells of a job ends no watch of it, and is not shown.
+func TestWatchOneJobHearsItsHostAlone(t *testing.T) {
+	m, f, _ := start(t)
+	watch := func(f bus.Filter, each func()) (told []string, err error) {
+		err = m.Watch(t.Context(), f, func(u bus.Update) error {
+			if u.Event != nil {
+				told = append(told, u.Event.Host+" "+string(u.Event.Kind))
+			}
+			each()
+			return nil
+		})
+		return told, err
+	}
+	forge := func(job *Job) {
+		t.Helper()
+		e := messages.Cancelled("z1", "h1", job.Command, 1, messages.Errorf(messages.CodeCancelled, "another host says so"))
+		if err := f.Bus.PublishEvent(t.Context(), e); err != nil {
+			t.Error(err)
+		}
+	}
+	// The watch is there before the job is, and hears of the other host while the job runs.
+	job := take(t, "z2", "h2", "hang")
+	ended := make(chan error, 1)
+	go func() {
+		once := sync.OnceFunc(func() {
+			forge(job)
+			if _, err := m.Cancel(t.Context(), JobAddress{ID: job.ID()}); err != nil {
+				t.Error(err)
+			}
+		})
+		told, err := watch(bus.Filter{Job: job.ID()}, once)
+		if want := []string{"h2 accepted", "h2 cancelled"}; !slices.Equal(told, want) {
+			err = fmt.Errorf("told %v, %w", told, err)
+		} else if ClassOf(err) == Failed {
+			err = nil // as a job that was cancelled ends
+		}
+		ended <- err
+	}()
+	if _, err := f.Bus.Publish(t.Context(), "z2", "h2", job.Command); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+
+	// It hears of the other host first of all.
+	job = take(t, "z2", "h2", "web")
+	forge(job)
+	if _, err := m.Run(t.Context(), []*Job{job}, &journal{}); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"h2 accepted", "h2 succeeded"}
+	if told, err := watch(bus.Filter{Job: job.ID()}, func() {}); err != nil || !slices.Equal(told, want) {
+		t.Errorf("told %v, %v", told, err)
+	}
+	// Where two hosts have a job of that id, one has to be named.
+	if _, err := f.Bus.Publish(t.Context(), "z1", "h1", job.Command); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch(bus.Filter{Job: job.ID()}, func() {}); ClassOf(err) != Usage || !strings.Contains(err.Error(), "z1/h1, z2/h2") {
+		t.Errorf("of two hosts: %v", err)
+	}
+	if told, err := watch(bus.Filter{Job: job.ID(), Host: "h2"}, func() {}); err != nil || !slices.Equal(told, want) {
+		t.Errorf("told %v, %v", told, err)
 	}
 }
 

@@ -74,23 +74,40 @@ func unknownHost(zone, host string) error {
 
 // Watch calls fn for each event and progress report of the jobs the filter lets through, until
 // ctx ends (class Interrupted). Of one job it begins with what is stored, and ends with the final
-// event and its outcome.
+// event and its outcome; what hosts tell of it that it was not published for is left out.
+// Where several hosts have a job of that id, and the filter does not say which, it fails (class Usage).
 func (m *Manager) Watch(ctx context.Context, f bus.Filter, fn func(bus.Update) error) error {
 	if err := checkAddress(f.Zone, f.Host); err != nil {
 		return err
 	}
-	if f.Job != "" {
-		if err := messages.CheckID("job id", f.Job); err != nil {
-			return refused(err)
-		}
-		f.History = true
+	if f.Job == "" {
+		return m.bus.Follow(ctx, f, fn)
+	}
+	if err := messages.CheckID("job id", f.Job); err != nil {
+		return refused(err)
+	}
+	f.History = true
+	job, err := m.locate(ctx, f)
+	if err != nil {
+		return err
+	}
+	if job != nil {
+		f.Zone, f.Host = job.Zone, job.Host
 	}
 	var outcome error
-	err := m.bus.Follow(ctx, f, func(u bus.Update) error {
+	err = m.bus.Follow(ctx, f, func(u bus.Update) error {
+		if job == nil { // when the watch began: it was published since, or nobody could tell anything of it
+			if job, err = m.locate(ctx, f); err != nil {
+				return err
+			}
+		}
+		if job == nil || !u.From(job.Zone, job.Host) {
+			return nil
+		}
 		if err := fn(u); err != nil {
 			return err
 		}
-		if f.Job != "" && u.Event != nil && u.Event.Kind.Final() {
+		if u.Event != nil && u.Event.Kind.Final() {
 			outcome = Outcome(*u.Event)
 			return errOver
 		}
@@ -100,6 +117,22 @@ func (m *Manager) Watch(ctx context.Context, f bus.Filter, fn func(bus.Update) e
 		return outcome
 	}
 	return err
+}
+
+// locate looks up the job of a filter; nil where nobody has published it.
+func (m *Manager) locate(ctx context.Context, f bus.Filter) (*record, error) {
+	h, err := m.readJobs(ctx, []string{f.Job}, f.Zone, f.Host)
+	if errors.Is(err, bus.ErrNoStream) {
+		return nil, nil // nothing was published in the zone
+	}
+	if err != nil {
+		return nil, err
+	}
+	r, err := h.one(f.Job)
+	if ClassOf(err) == NotFound {
+		return nil, nil
+	}
+	return r, err
 }
 
 // errOver ends a Follow.
