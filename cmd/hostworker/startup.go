@@ -69,7 +69,10 @@ func (s *startup) await(ctx context.Context, what string, absent func(error) boo
 			warned = text
 			s.log.Warn().Err(err).Str("hint", hint(err)).Msg("waits for " + what)
 		}
-		pause(ctx, tryPause)
+		select {
+		case <-time.After(tryPause):
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -77,13 +80,4 @@ func (s *startup) try(ctx context.Context, try func(context.Context) error) erro
 	ctx, cancel := context.WithTimeoutCause(ctx, tryTimeout, errors.New("no answer in time"))
 	defer cancel()
 	return try(ctx)
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

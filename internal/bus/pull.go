@@ -111,10 +111,8 @@ func (b *Bus) drain(sub jetstream.ConsumeContext) {
 
 // pause waits, or less when ctx ends.
 func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(d):
 	case <-ctx.Done():
 	}
 }
