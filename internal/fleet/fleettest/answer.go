@@ -30,6 +30,20 @@ func (h *answerer) announce() error {
 	})
 }
 
+// stayAlive announces the host again and again, as a worker does, until the fleet stops.
+func (h *answerer) stayAlive() {
+	tick := time.NewTicker(15 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			_ = h.announce() // the next time, or what needs it will fail
+		case <-h.f.ctx.Done():
+			return
+		}
+	}
+}
+
 func (h *answerer) sealKey() *secret.Key {
 	h.f.mu.Lock()
 	defer h.f.mu.Unlock()

@@ -97,7 +97,10 @@ func (f *Fleet) Host(zone, host string) error {
 	if err != nil {
 		return err
 	}
-	f.wg.Go(func() { <-f.ctx.Done(); stop() })
+	f.wg.Go(func() {
+		defer stop()
+		h.stayAlive()
+	})
 	f.mu.Lock()
 	f.hosts[messages.HostKey(zone, host)] = h
 	f.mu.Unlock()
