@@ -6,6 +6,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 LINT_VERSION := v2.15.0
 LINT := .tools/golangci-lint-$(LINT_VERSION)
 FUZZTIME ?= 20s
+# The longest first: it takes as long as all the others. Tests wait more than they work.
+TESTS := -parallel 4 ./tests/integration ./...
 
 .PHONY: help build deps demo test test-ceph soak race lint fuzz bench generate clean
 
@@ -20,14 +22,14 @@ demo: deps-demo build ## back up, encrypt, verify and restore a real disk image 
 	@scripts/demo.sh
 
 test: deps ## run every test, unit and integration, against the real parts (root)
-	go test -tags $(TAGS) -timeout 30m -count=1 ./...
+	go test -tags $(TAGS) -timeout 30m -count=1 $(TESTS)
 
 soak: deps ## 500 jobs on two hosts while everything around them fails at random; 3000 random steps of a chain
 	NASFLEET_SOAK_JOBS=500 go test -tags $(TAGS) -timeout 120m -count=1 -v ./tests/soak
 	NASFLEET_CHAIN_STEPS=3000 go test -tags $(TAGS) -timeout 240m -count=1 -v ./tests/chain
 
 race: deps ## run every test under the race detector
-	go test -race -tags $(TAGS) -timeout 45m -count=1 ./...
+	go test -race -tags $(TAGS) -timeout 45m -count=1 $(TESTS)
 
 test-ceph: deps-ceph ## back up RBD disks of a real one-node Ceph cluster (root)
 	go test -tags $(TAGS),ceph -timeout 20m -count=1 -run '^TestCeph$$' -v ./tests/integration

@@ -71,6 +71,7 @@ func (n *nas) nothingLeft(t *testing.T) {
 // TestTheNASHangsInEachPhase stops the server at the moment a job enters a phase. Each job ends with the right
 // code in bounded time, and nothing is left of it.
 func TestTheNASHangsInEachPhase(t *testing.T) {
+	t.Parallel()
 	head := messages.Header{JobID: otherJob}
 	to := filepath.Join(t.TempDir(), "restored")
 	for name, c := range map[string]struct {
@@ -101,6 +102,7 @@ func TestTheNASHangsInEachPhase(t *testing.T) {
 		}, messages.PhaseMounting, messages.CodeMountFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n := newNAS(t)
 			_, err := n.e.Run(t.Context(), n.take(testJob), nil, quiet{})
 			check(t, err)
@@ -147,6 +149,7 @@ func frozen(t *testing.T, dir string) (thaw func()) {
 // TestTheKernelHangsInWrites is the worst repository: it answers, its writes hang, and nothing can kill who
 // writes. The job ends in bounded time all the same, and what it had to leave ends when the kernel lets go.
 func TestTheKernelHangsInWrites(t *testing.T) {
+	t.Parallel()
 	e := newExecutor(t)
 	e.cfg.StallTimeout, e.cfg.MountTimeout = 3*time.Second, 4*time.Second
 	image := write(t, filepath.Join(t.TempDir(), "disk.raw"), bytes.Repeat([]byte("nasfleet"), 3<<20))

@@ -112,6 +112,7 @@ func rekeyCommand(ref messages.BackupRef, seal func(string) string, recovery str
 }
 
 func TestRekey(t *testing.T) {
+	t.Parallel()
 	e, seal := keyedExecutor(t)
 	ref := takeEncrypted(t, e, seal)
 	dir := filepath.Join(ref.Repository.Address, ref.VM, ref.ID)
@@ -172,6 +173,7 @@ func TestRekey(t *testing.T) {
 // TestRekeyCutOff ends a rekey after each of its steps, as a kill does: the old passphrase or the new
 // one opens everything, and the next attempt comes to the same end.
 func TestRekeyCutOff(t *testing.T) {
+	t.Parallel()
 	e, seal := keyedExecutor(t)
 	ref := takeEncrypted(t, e, seal)
 	taken := filepath.Join(t.TempDir(), "taken")

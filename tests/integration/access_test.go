@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
@@ -51,7 +50,7 @@ func newGuarded(t *testing.T, users string) *guarded {
 		s.Shutdown()
 		s.WaitForShutdown()
 	})
-	if !s.ReadyForConnections(time.Minute) {
+	if !s.ReadyForConnections(patience) {
 		t.Fatal("the server does not start")
 	}
 	g.url = strings.Replace(s.ClientURL(), "nats://", "tls://", 1)
@@ -176,8 +175,12 @@ func (g *guarded) job(t *testing.T, stdin []byte, args ...string) (messages.Even
 // With the rights that it is given a host does all of its work, and takes no command but the
 // publisher's own. One that is revoked is gone; the other one works on.
 func TestGuardedFleet(t *testing.T) {
+	t.Parallel()
 	for _, users := range []string{"jwt", "nkey"} {
-		t.Run(users, func(t *testing.T) { guardedFleet(t, newGuarded(t, users), users) })
+		t.Run(users, func(t *testing.T) {
+			t.Parallel()
+			guardedFleet(t, newGuarded(t, users), users)
+		})
 	}
 }
 

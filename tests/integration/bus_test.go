@@ -53,7 +53,7 @@ func (w *world) publishRaw(t *testing.T, job string, data []byte) messages.Event
 	if _, err := nc.Request(messages.JobSubject(zone, host, job), data, 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for {
 		u, err := watch.Next(ctx)
@@ -74,7 +74,7 @@ func (w *world) awaitFinal(t *testing.T, job string) messages.Event {
 		t.Fatal(err)
 	}
 	defer watch.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for {
 		u, err := watch.Next(ctx)

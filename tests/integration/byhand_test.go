@@ -14,6 +14,7 @@ import (
 // TestRestoreByHand runs the commands of docs/restore-by-hand.md as they stand there, without
 // nasfleet: only the paths are filled in.
 func TestRestoreByHand(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "vm.img", 64)
 	plain := w.take(t, "--image", image, "--compress")
@@ -57,6 +58,7 @@ func byHand(t *testing.T, dir, recipe string, names *strings.Replacer) {
 
 // TestRestoreAChainByHand does the same with the recipes for incrementals.
 func TestRestoreAChainByHand(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disk := lab.Disk{Path: filepath.Join(w.dir, "a.qcow2"), Format: "qcow2"}

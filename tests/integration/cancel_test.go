@@ -53,13 +53,15 @@ func (w *world) childTime(t *testing.T) time.Duration {
 // it is at: there is a backup and the job has succeeded, or there is none and it is cancelled; and
 // nothing is left but the VM, which runs on.
 func TestCancelInEachPhase(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
-	w := newWorld(t, l.URI, "--luks-iter-time", "2s")
+	w := newWorld(t, l.URI)
 	disks := []lab.Disk{{Path: noise(t, filepath.Join(w.dir, "vm.raw"), 256, 64), Format: "raw"}}
 	vm := l.DefineVM(t, lab.VMOptions{Name: "web", Disks: disks})
 	fs := lab.LoopImage(t, 512)
 	pass := w.passphraseFile(t, "correct horse battery staple")
-	const deriving messages.Phase = "deriving" // the key of the LUKS container: nothing interrupts it
+	// The key of the LUKS container: nothing interrupts it, and QEMU measures for two seconds how fast it is.
+	const deriving messages.Phase = "deriving"
 	for _, phase := range []messages.Phase{
 		messages.PhaseMounting, deriving, messages.PhaseFreezing, messages.PhaseCopying, messages.PhaseVerifying, messages.PhaseCommitting,
 	} {
@@ -108,6 +110,7 @@ func TestCancelInEachPhase(t *testing.T) {
 
 // TestCancelWhileItWaits: for a free slot, for its VM, for its next attempt.
 func TestCancelWhileItWaits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none", "--jobs", "2", "--retry-delay", "1h")
 	image := noise(t, filepath.Join(w.dir, "busy.raw"), 64, 64)
 	start := func(args ...string) string {
@@ -156,6 +159,7 @@ func TestCancelWhileItWaits(t *testing.T) {
 // TestCancelWithoutTheHost: of a job that its host never began the management side stores the end; of
 // one that it had begun only the host can, which ends what was left when it is back.
 func TestCancelWithoutTheHost(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	n := startNATS(t)
 	w := newWorldOn(t, n, l.URI)
@@ -265,6 +269,7 @@ func TestThrottleOfARunningJob(t *testing.T) {
 
 // TestJobTimeout: a backup that would take minutes is given three seconds.
 func TestJobTimeout(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	vm := l.DefineVM(t, lab.VMOptions{Name: "web", Disks: []lab.Disk{{Path: noise(t, filepath.Join(w.dir, "vm.raw"), 300, 300), Format: "raw"}}})

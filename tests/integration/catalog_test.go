@@ -25,6 +25,7 @@ func (w *world) ls(t *testing.T, args ...string) []map[string]any {
 // TestCatalog lists, shows and deletes backups, and rebuilds the catalog from the repository when
 // NATS has lost it.
 func TestCatalog(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 32)
 	if list := w.ls(t); len(list) != 0 {
@@ -99,6 +100,7 @@ func (w *world) forget(t *testing.T, ev messages.Event) string {
 
 // TestFanOut publishes a file of targets, one of which fails and one of which nobody serves.
 func TestFanOut(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none", "--jobs", "3")
 	var targets []string
 	for i := range 6 {

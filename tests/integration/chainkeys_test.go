@@ -13,6 +13,7 @@ import (
 // TestChainsAcrossRotations: one passphrase opens a chain, whatever is rotated. A new passphrase begins a new
 // chain, a rekey of one backup changes all of its chain, and prune takes old chains from their ends.
 func TestChainsAcrossRotations(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := []lab.Disk{{Path: noise(t, filepath.Join(w.dir, "vm.raw"), 16, 4), Format: "raw"}}

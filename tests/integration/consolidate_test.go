@@ -40,6 +40,7 @@ func (m *moments) consolidate(t *testing.T, f features, top messages.Event, args
 // restores to the bytes of the chain's newest moment, with nasfleet and without; the old chain goes, and
 // incrementals go on.
 func TestConsolidate(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)
@@ -136,6 +137,7 @@ func sameFile(t *testing.T, a, b string) {
 // TestConsolidateIsRefused: a chain with a damaged link becomes no backup, nor does one whose protection would be
 // lost, one that cannot be opened, and a full backup.
 func TestConsolidateIsRefused(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	c := newChained(t, w, l, "vm")
@@ -183,6 +185,7 @@ func TestConsolidateIsRefused(t *testing.T) {
 // TestConsolidateKilled kills the worker while it copies, and has the next one, which knows no libvirt, bring the job to
 // its end: one good backup, and nothing else. A job that is cancelled leaves nothing at all.
 func TestConsolidateKilled(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI, "--ack-wait", "3s")
 	c := newNoisy(t, w, l, "vm")

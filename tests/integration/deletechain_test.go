@@ -11,6 +11,7 @@ import (
 
 // TestDeleteInAChain: a backup that others need stays, or goes with them; what is left has its chain.
 func TestDeleteInAChain(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	c := newChained(t, w, l, "vm")
@@ -72,6 +73,7 @@ func TestDeleteInAChain(t *testing.T) {
 // TestAChainThatIsNotWhole: what needs a backup that is gone is neither restored nor verified, the
 // message names it, and the other links of the chain still are.
 func TestAChainThatIsNotWhole(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	c := newChained(t, w, l, "vm")

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,13 +29,8 @@ type natsServer struct {
 // startNATS starts a server; it ends with the test.
 func startNATS(t *testing.T) *natsServer {
 	t.Helper()
-	n := &natsServer{dir: lab.Dir(t), listen: "127.0.0.1:0"}
+	n := &natsServer{dir: lab.Dir(t), listen: fmt.Sprintf("127.0.0.1:%d", lab.FreePort(t))}
 	n.start(t)
-	u, err := url.Parse(n.server.ClientURL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.listen = u.Host
 	t.Cleanup(func() { n.server.Stop() })
 	n.proxy = lab.StartProxy(t, lab.NATSFrames, "tcp", "127.0.0.1:0", func() (string, string) { return "tcp", n.listen })
 	return n
@@ -137,7 +131,7 @@ func await(t *testing.T, what string, signal <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-signal:
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		t.Fatalf("not seen: %s", what)
 	}
 }

@@ -72,6 +72,7 @@ func (c *chained) bitmaps(t *testing.T) string {
 // TestAutoSaysWhyItIsFull brings about each reason for which mode auto takes a full backup; the next
 // one is an incremental again.
 func TestAutoSaysWhyItIsFull(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	c := newChained(t, w, l, "vm")
@@ -165,6 +166,7 @@ func TestAutoSaysWhyItIsFull(t *testing.T) {
 
 // TestAutoOfWhatHasNoBitmaps is mode auto, and mode incremental, where there never can be a chain.
 func TestAutoOfWhatHasNoBitmaps(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	image := dataImage(t, w, "x.raw", 32)
@@ -190,6 +192,7 @@ func TestAutoOfWhatHasNoBitmaps(t *testing.T) {
 // TestIncrementalOrNothing is mode incremental where there is no chain to continue: nothing is
 // written, and no checkpoint is left.
 func TestIncrementalOrNothing(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	c := newChained(t, w, l, "vm")
@@ -227,6 +230,7 @@ func TestIncrementalOrNothing(t *testing.T) {
 // TestALostCheckpointIsAdopted takes libvirt's knowledge of the checkpoint away, whose bitmaps stay in
 // the disk: the chain goes on, and each link restores.
 func TestALostCheckpointIsAdopted(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	c := newChained(t, w, l, "vm")

@@ -19,6 +19,7 @@ import (
 // header. It is read where the VM's definition, a storage pool or the worker's own settings say so,
 // and nowhere else.
 func TestBackingFileElsewhere(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	victims, images := w.mkdir(t, "victims"), w.mkdir(t, "images")
@@ -68,6 +69,7 @@ func TestBackingFileElsewhere(t *testing.T) {
 
 // TestHostileMounts sends commands whose repository names files and programs of the host.
 func TestHostileMounts(t *testing.T) {
+	t.Parallel()
 	dir := lab.Dir(t)
 	credentials := filepath.Join(dir, "credentials")
 	if err := os.Mkdir(credentials, 0o700); err != nil {
@@ -129,6 +131,7 @@ func TestHostileMounts(t *testing.T) {
 
 // TestRightsOfTheUnit gives the worker no more rights than the unit in operations.md does.
 func TestRightsOfTheUnit(t *testing.T) {
+	t.Parallel()
 	page, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)

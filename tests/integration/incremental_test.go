@@ -76,6 +76,7 @@ func onlyCheckpoint(t *testing.T, l *lab.Libvirt, vm, backup string) {
 // TestChains takes a full and incrementals of a running VM with a qcow2 and a raw disk, and
 // restores each moment, in each of the ways that a chain can be stored in.
 func TestChains(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)
@@ -126,6 +127,7 @@ func TestChains(t *testing.T) {
 // TestAnIncrementalIsAsLargeAsTheChange changes 64 MiB of a disk of 16 GiB, and restores one of two
 // disks alone.
 func TestAnIncrementalIsAsLargeAsTheChange(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := []lab.Disk{

@@ -33,6 +33,7 @@ func flip(t *testing.T, path string, offset int64) {
 // TestVerifyFindsAFlippedByte damages the data of a stored backup, where qemu-img check sees
 // nothing, and expects verify and restore to name the disk and the place.
 func TestVerifyFindsAFlippedByte(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 64)
 	for _, f := range []features{{}, {encrypt: true}} {
@@ -106,6 +107,7 @@ func dataOffset(t *testing.T, file string, encrypted bool, keyFile string) place
 // TestTakeWithVerifyFailsOnDamage damages the file between the copy and the end of the read-back:
 // the job fails and there is no backup.
 func TestTakeWithVerifyFailsOnDamage(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 96)
 	job := newJobID()
@@ -152,6 +154,7 @@ func lastData(t *testing.T, file string) int64 {
 // decompress to other bytes and some to none at all: either way it is the backup that is damaged,
 // not the storage that fails.
 func TestVerifyFindsDamagedCompression(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 64)
 	for _, kind := range []string{messages.Zstd, messages.Zlib} {

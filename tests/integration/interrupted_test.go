@@ -39,6 +39,7 @@ func (c *chained) slowly(t *testing.T, args ...string) (job string) {
 // worker or their VM, while the guest writes. What is taken next is an
 // incremental of the last that was committed, restores to what the disk is, and leaves one checkpoint.
 func TestInterruptedIncrementals(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI, "--ack-wait", "3s")
 	c := newNoisy(t, w, l, "vm")

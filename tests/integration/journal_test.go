@@ -36,6 +36,7 @@ func fillUp(t *testing.T, path string) {
 // TestStateFolderFull fills the file system of the journal. A job that waits is not begun, and not lost; one
 // that is at work comes to its end and tells it.
 func TestStateFolderFull(t *testing.T) {
+	t.Parallel()
 	n := startNATS(t)
 	w := &world{dir: lab.Dir(t), libvirt: "none", url: n.server.ClientURL(), nats: "nats://" + n.proxy.Addr(), state: lab.LoopFS(t, 16)}
 	w.args = []string{"--ack-wait", "2s"}

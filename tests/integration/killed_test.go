@@ -134,6 +134,7 @@ func killPoints() []killPoint {
 // TestKilledInEachPhase kills the worker at each point of a backup of a running VM. The next worker takes the
 // job up, does it once, and nothing else is left.
 func TestKilledInEachPhase(t *testing.T) {
+	t.Parallel()
 	s := newKillScene(t)
 	for i, p := range killPoints() {
 		t.Run(p.name, func(t *testing.T) {
@@ -155,6 +156,7 @@ func TestKilledInEachPhase(t *testing.T) {
 
 // TestKilledWhileMounting kills the worker while its NAS does not answer, so that the mount hangs.
 func TestKilledWhileMounting(t *testing.T) {
+	t.Parallel()
 	s := newKillScene(t)
 	job := newJobID()
 	mounting := s.watchPhase(t, job, messages.PhaseMounting)
@@ -162,7 +164,7 @@ func TestKilledWhileMounting(t *testing.T) {
 	s.publisher(t, s.onRepo("fuse.sshfs", s.sshd.Address(), s.sshd.Options(), "--vm", "web", "--job-id", job)...)
 	await(t, "mounting", mounting)
 	lab.Eventually(t, "sshfs runs", func() bool {
-		return len(lab.ProcessesWithArg(t, "sshfs -f")) > 0 || len(descendants(t, s.worker.Process.Pid)) > 1
+		return len(lab.ProcessesWithArg(t, s.sshd.Export)) > 0
 	})
 	s.kill(t)
 	s.sshd.Resume(t)
@@ -174,6 +176,7 @@ func TestKilledWhileMounting(t *testing.T) {
 
 // TestKilledInOtherJobs kills the worker in restores, a verify and a delete.
 func TestKilledInOtherJobs(t *testing.T) {
+	t.Parallel()
 	s := newKillScene(t)
 	ev := s.take(t, "--vm", "web")
 	doomed := s.take(t, "--vm", "web")
@@ -319,6 +322,7 @@ func (w *world) journal(t *testing.T) []string {
 // holds another backup already. The next worker ends what was left, does the job once, and touches
 // nothing else.
 func TestKilledInMidCopy(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI, "--ack-wait", "3s")
 	disks := []lab.Disk{{Path: noise(t, filepath.Join(w.dir, "vm.raw"), 256, 80), Format: "raw"}}

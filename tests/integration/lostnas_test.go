@@ -70,7 +70,7 @@ func (w *world) awaitCopied(t *testing.T, job string, phase messages.Phase) {
 		t.Fatal(err)
 	}
 	defer watch.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for {
 		u, err := watch.Next(ctx)
@@ -130,6 +130,7 @@ func (w *world) pids(t testing.TB, name string) []int {
 
 // TestLostNAS takes the NAS away while a running VM is copied to it, in each way there is.
 func TestLostNAS(t *testing.T) {
+	t.Parallel()
 	x := newLossy(t)
 	for _, c := range []struct {
 		name string
@@ -202,7 +203,7 @@ func (w *world) awaitRetrying(t *testing.T, job string, want messages.Code) {
 		t.Fatal(err)
 	}
 	defer watch.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var got *messages.Event
 	for got == nil {
@@ -226,6 +227,7 @@ func (w *world) inside(path string) string {
 
 // TestFilledBySomebodyElse fills the repository while a backup is copied to it.
 func TestFilledBySomebodyElse(t *testing.T) {
+	t.Parallel()
 	x := newLossy(t)
 	image := lab.LoopImage(t, 256)
 	onLoop := func(args ...string) []string { return x.onRepo("ext4", image, "loop", args...) }
@@ -284,6 +286,7 @@ func fillWith(t *testing.T, path string) {
 
 // TestAKilledStorageDaemon kills the daemons of a job in mid-copy, as the OOM killer would. The job begins anew.
 func TestAKilledStorageDaemon(t *testing.T) {
+	t.Parallel()
 	x := newLossy(t)
 	stored := x.mustJob(t, x.onNAS()...)
 	for _, c := range []struct {

@@ -3,7 +3,6 @@ package integration
 import (
 	"bytes"
 	"fmt"
-	"net"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -40,6 +39,7 @@ func (w *world) checkWholeStory(t *testing.T, job string) {
 // TestNATSIsLostInMidJob cuts the worker off while a job runs: for less than AckWait, and for so long that the
 // command is handed out again. The job goes on, and what it has to tell arrives afterwards.
 func TestNATSIsLostInMidJob(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		ackWait string
 		away    time.Duration
@@ -90,6 +90,7 @@ func TestNATSIsLostInMidJob(t *testing.T) {
 // TestEmbeddedServerRestarts stops a worker whose server holds a running job and one that waits. The next
 // worker finds both in the server's folder and does them.
 func TestEmbeddedServerRestarts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none", "--ack-wait", "2s", "--grace", "100ms", "--jobs", "1")
 	image := noise(t, filepath.Join(w.dir, "disk.raw"), 64, 20)
 	running, waiting := newJobID(), newJobID()
@@ -117,6 +118,7 @@ func TestEmbeddedServerRestarts(t *testing.T) {
 // TestPublishedTwice loses the server's answer to a command: publisher publishes it again under the same
 // message id, and there is one job.
 func TestPublishedTwice(t *testing.T) {
+	t.Parallel()
 	n := startNATS(t)
 	w := newWorldOn(t, n, "none")
 	image := noise(t, filepath.Join(w.dir, "disk.raw"), 8, 4)
@@ -168,6 +170,7 @@ func TestPublishedTwice(t *testing.T) {
 // TestClusterLosesItsLeader kills, in mid-job, the server that leads the streams: of three, and with three
 // copies of each stream. The job goes on, and everything it tells is there, in order and once.
 func TestClusterLosesItsLeader(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
 	w := &world{dir: lab.Dir(t), libvirt: "none", nats: c.urls(), url: c.urls(), args: []string{"--ack-wait", "2s", "--replicas", "3"}}
 	w.begin(t)
@@ -212,7 +215,7 @@ func startCluster(t *testing.T) *cluster {
 	var routes []*url.URL
 	var ports []int
 	for range 2 * size {
-		ports = append(ports, freePort(t))
+		ports = append(ports, lab.FreePort(t))
 	}
 	for i := range size {
 		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", ports[size+i])})
@@ -244,16 +247,6 @@ func startCluster(t *testing.T) *cluster {
 	return c
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 func (c *cluster) start(t *testing.T, i int) {
 	t.Helper()
 	s, err := server.NewServer(c.options[i].Clone())
@@ -262,7 +255,7 @@ func (c *cluster) start(t *testing.T, i int) {
 	}
 	c.servers[i] = s
 	go s.Start()
-	if !s.ReadyForConnections(time.Minute) {
+	if !s.ReadyForConnections(patience) {
 		t.Fatal("a server of the cluster does not come up")
 	}
 }

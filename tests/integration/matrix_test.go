@@ -167,6 +167,7 @@ func dataImage(t *testing.T, w *world, name string, sizeMiB int) string {
 }
 
 func TestEveryCombinationOfAnImage(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 256)
 	for _, f := range combinations() {
@@ -180,6 +181,7 @@ func TestEveryCombinationOfAnImage(t *testing.T) {
 }
 
 func TestEveryCombinationOfAStoppedVM(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)
@@ -195,6 +197,7 @@ func TestEveryCombinationOfAStoppedVM(t *testing.T) {
 }
 
 func TestEveryCombinationOfARunningVM(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)

@@ -17,7 +17,7 @@ import (
 // serveNBD serves an image over TCP, as storage in the network does, and returns the port.
 func serveNBD(t *testing.T, path, format string) int {
 	t.Helper()
-	port := freePort(t)
+	port := lab.FreePort(t)
 	serveExport(t, path, format, "disk", "--bind=127.0.0.1", "--port="+strconv.Itoa(port))
 	awaitServer(t, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	return port
@@ -68,6 +68,7 @@ const networkDisk = `<disk type='network' device='disk'><driver name='qemu' type
 
 // TestNetworkDisk backs up a VM with one disk in a file and one on an NBD server, running and stopped.
 func TestNetworkDisk(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	local := lab.Disk{Path: dataImage(t, w, "local.raw", 32), Format: "raw"}
@@ -96,6 +97,7 @@ func TestNetworkDisk(t *testing.T) {
 
 // TestDiskOverSSH backs up a running VM whose disk is an overlay of an image on an SSH server.
 func TestDiskOverSSH(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	server := lab.Sshd(t)

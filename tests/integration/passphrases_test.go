@@ -59,6 +59,7 @@ func (w *world) restores(t *testing.T, backup, image string) {
 // restore and verify by themselves, the manifest names the revision, and a job from before the rotations is run
 // again. Then the oldest is rekeyed.
 func TestBackupsFromBeforeThreeRotations(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 16)
 	var secrets, revisions, backups []string
@@ -157,6 +158,7 @@ func wrappedKeys(folder string) int {
 // TestRecoveryPassphrase: it opens what the zone takes from then on, by hand and by restore, without the
 // publisher's keys.
 func TestRecoveryPassphrase(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 16)
 	first, recovery := "first "+rand.Text(), "recovery "+rand.Text()
@@ -192,6 +194,7 @@ func TestRecoveryPassphrase(t *testing.T) {
 // TestRekeyKilled kills the worker at moments of a rekey that change who opens the backup. The old passphrase
 // or the new one opens it then, and the next worker brings the job to its end.
 func TestRekeyKilled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none", "--ack-wait", "3s")
 	images := []string{dataImage(t, w, "disk.img", 16), dataImage(t, w, "other.img", 16)}
 	for name, reached := range map[string]func(folder string) bool{

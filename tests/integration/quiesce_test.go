@@ -55,6 +55,7 @@ func (s *scene) disk(id, name string) string { return filepath.Join(s.nas, "web"
 
 // TestQuiesce backs up a guest that writes all the while.
 func TestQuiesce(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	t.Run("frozen", s.testFrozen)
 	t.Run("one moment", s.testOneMoment)

@@ -44,6 +44,7 @@ type randomKills struct {
 
 // TestKilledAtRandom kills the worker fifty times, whatever it is doing.
 func TestKilledAtRandom(t *testing.T) {
+	t.Parallel()
 	const kills = 50
 	l := lab.Libvirtd(t)
 	w := newWorldOn(t, startNATS(t), l.URI, "--jobs", "3")
@@ -154,7 +155,7 @@ func (k *randomKills) collect(t *testing.T) {
 func (k *randomKills) finish(t *testing.T) {
 	t.Helper()
 	for _, what := range []string{"the jobs have ended", "the last restores have ended"} {
-		for deadline := time.Now().Add(3 * time.Minute); len(k.pending) > 0; k.collect(t) {
+		for deadline := time.Now().Add(patience); len(k.pending) > 0; k.collect(t) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%d jobs have not ended; not seen: %s\n%s", len(k.pending), what, k.log.Tail(40))
 			}
@@ -211,6 +212,7 @@ func (k *randomKills) check(t *testing.T) {
 // TestKilledAroundTheBegin kills the worker within milliseconds of the call that begins the backup job, which goes
 // on in libvirtd without it: the next worker, which is there at once, meets it half begun.
 func TestKilledAroundTheBegin(t *testing.T) {
+	t.Parallel()
 	const rounds = 8
 	s := newKillScene(t)
 	n := seed(t)

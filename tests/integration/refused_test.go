@@ -14,6 +14,7 @@ import (
 // TestRefusedCommands sends what no publisher would let pass, as raw messages: each is answered by
 // one failed event, is not delivered again, and the worker goes on.
 func TestRefusedCommands(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 32)
 	command := func(rest string) func(string) string {
@@ -76,6 +77,7 @@ func TestRefusedCommands(t *testing.T) {
 
 // TestPublisherRefuses checks the usage errors that never reach a host.
 func TestPublisherRefuses(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := filepath.Join(w.dir, "x.img")
 	for name, c := range map[string]struct {
@@ -104,6 +106,7 @@ func TestPublisherRefuses(t *testing.T) {
 // TestFailures is each way a job can fail on a host: its code, its hint, nothing left, and the VM
 // still runs.
 func TestFailures(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)

@@ -37,6 +37,7 @@ func regrownDisks(t *testing.T, w *world) []lab.Disk {
 // TestADiskThatWasSmallerInBetween makes disks smaller and then as large as they were between two backups, of which the
 // size tells nothing and QEMU's dirty bitmap no more: each incremental restores to what the guest sees.
 func TestADiskThatWasSmallerInBetween(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := regrownDisks(t, w)

@@ -41,6 +41,7 @@ func newWorldAt(t *testing.T, uri string, home func(dir string), args ...string)
 // TestRemoteDisksOfAStoppedVM backs up disks on NBD servers, over TCP and over a unix socket, and on an SSH server,
 // raw and qcow2, with names that mean only themselves; and restores over them.
 func TestRemoteDisksOfAStoppedVM(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	server := lab.Sshd(t)
 	w := newWorldAt(t, l.URI, func(home string) { server.Trust(t, filepath.Join(home, ".ssh"), "root") })
@@ -95,6 +96,7 @@ func TestRemoteDisksOfAStoppedVM(t *testing.T) {
 // TestAServerThatHangs: an NBD server accepts and never answers, Ceph's monitors are away. Backup and restore end in the
 // stall timeout, with a code and a hint, and leave nothing.
 func TestAServerThatHangs(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	const stall = 3 * time.Second
 	w := newWorld(t, l.URI, "--stall-timeout", stall.String())
@@ -108,7 +110,7 @@ func TestAServerThatHangs(t *testing.T) {
 	port := silent.Addr().(*net.TCPAddr).Port
 	good := defineRemote(t, l, "good", fmt.Sprintf(networkDisk, serveNBD(t, image, "raw")))
 	defineRemote(t, l, "silent", fmt.Sprintf(networkDisk, port))
-	defineRemote(t, l, "away", remoteXML("vdb", "raw", fmt.Sprintf(`<source protocol='rbd' name='p/i'><host name='127.0.0.1' port='%d'/></source>`, freePort(t))))
+	defineRemote(t, l, "away", remoteXML("vdb", "raw", fmt.Sprintf(`<source protocol='rbd' name='p/i'><host name='127.0.0.1' port='%d'/></source>`, lab.FreePort(t))))
 	ev := w.take(t, "--vm", good.Name)
 	for _, name := range []string{"silent", "away"} {
 		for code, args := range map[messages.Code][]string{
@@ -130,6 +132,7 @@ func TestAServerThatHangs(t *testing.T) {
 // TestAServerThatDies in the middle of a backup, or hangs, ends it; in the middle of a restore too, which says that the
 // disk is half old.
 func TestAServerThatDies(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI, "--stall-timeout", "3s")
 	image, socket := noise(t, filepath.Join(w.dir, "disk.raw"), 64, 64), filepath.Join(w.dir, "nbd")
@@ -171,6 +174,7 @@ func TestAServerThatDies(t *testing.T) {
 
 // TestAVMThatIsStarted over disks that no lock protects ends their restore, and one that runs keeps its disk.
 func TestAVMThatIsStarted(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	image := noise(t, filepath.Join(w.dir, "disk.raw"), 64, 64)
@@ -199,6 +203,7 @@ func TestAVMThatIsStarted(t *testing.T) {
 
 // TestOtherProtocols are refused by name, before anything is written.
 func TestOtherProtocols(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	image := dataImage(t, w, "disk.raw", 24)

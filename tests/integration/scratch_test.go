@@ -10,7 +10,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
 	"github.com/nasfleet/nasfleet/tests/lab"
@@ -131,6 +130,7 @@ func (s *scratchScene) empty(t *testing.T) {
 // TestScratchFull fills the scratch file system with what a guest overwrites during its backup, which a
 // bandwidth limit makes long. The backup ends, and the guest does not notice.
 func TestScratchFull(t *testing.T) {
+	t.Parallel()
 	s := newScratchScene(t)
 	g := s.write(t)
 	ev := s.mustFail(t, messages.CodeScratchFull, s.takeArgs("--vm", "web", "--bandwidth", "1", "--attempts", "1")...)
@@ -160,9 +160,10 @@ func TestScratchFull(t *testing.T) {
 }
 
 // TestScratchGrowsWithoutAWorker kills the worker while the scratch files grow. The next one ends the
-// backup job first of all, although the command comes back much later.
+// backup job first of all, although the command comes back after an hour.
 func TestScratchGrowsWithoutAWorker(t *testing.T) {
-	s := newScratchScene(t, "--ack-wait", "60s")
+	t.Parallel()
+	s := newScratchScene(t, "--ack-wait", "1h")
 	g := s.write(t)
 	job := newJobID()
 	s.publisher(t, s.takeArgs("--vm", "web", "--bandwidth", "1", "--job-id", job)...)
@@ -172,12 +173,8 @@ func TestScratchGrowsWithoutAWorker(t *testing.T) {
 	if !s.vm.HasBackupJob(t) {
 		t.Fatal("the backup job ended with the worker: there is nothing to protect the guest from")
 	}
-	killed := time.Now()
 	s.start(t)
 	lab.Eventually(t, "the backup job of the killed worker is ended", func() bool { return !s.vm.HasBackupJob(t) })
-	if took := time.Since(killed); took > 45*time.Second {
-		t.Errorf("it took %s, as long as the command takes to come back", took)
-	}
 	g.goesOn(t)
 	lab.Eventually(t, "its scratch files are gone", func() bool {
 		left, err := os.ReadDir(s.scratch)

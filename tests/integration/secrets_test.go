@@ -19,6 +19,7 @@ import (
 // TestThePassphraseIsNowhere takes, verifies and restores an encrypted backup with every process
 // watched all the while, and then greps everything that was written on either side.
 func TestThePassphraseIsNowhere(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI) // its log is at debug level
 	disks := twoDisks(t, w)
@@ -42,9 +43,11 @@ func TestThePassphraseIsNowhere(t *testing.T) {
 // TestKeptPassphrasesAreNowhere does the same with passphrases that are kept for the zone: set, rotated,
 // used by take, restore, verify and rekey, put back; and with a recovery passphrase.
 func TestKeptPassphrasesAreNowhere(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 16)
-	secrets := []string{passphrase, "second " + rand.Text(), "recovery " + rand.Text()}
+	// None of the tests beside this one: they grep for theirs.
+	secrets := []string{"first " + rand.Text(), "second " + rand.Text(), "recovery " + rand.Text(), "fourth " + rand.Text()}
 	stop := watchProcesses(t, secrets...)
 	w.rotate(t, secrets[0])
 	w.publisher(t, "zone", "set", "--zone", zone, "nas.backup.encryption.enabled=true", "--log-level", "debug")
@@ -57,13 +60,18 @@ func TestKeptPassphrasesAreNowhere(t *testing.T) {
 	w.mustJob(t, "rekey", "--backup", ev.BackupID, "--log-level", "debug")
 	w.mustJob(t, "verify", "--backup", ev.BackupID)
 	w.mustFail(t, messages.CodeWrongPassphrase, "verify", "--backup", ev.BackupID, "--passphrase-file", w.passphraseFile(t, secrets[0]))
-	// Also what is printed and what is put back with another key.
+	// Also what is printed, and what is kept and put back with another key.
 	other := filepath.Join(w.dir, "other-keys")
-	out, errs, code := w.pipe([]byte(secrets[1]), "zone", "passphrase", "restore", "--zone", zone, "--revision", revision, "--keys", other)
+	out, errs, code := w.pipe([]byte(secrets[3]), "zone", "passphrase", "rotate", "--zone", zone, "--keys", other, "--new-key")
 	if code != 0 {
-		t.Errorf("restore of a passphrase: %d\n%s%s", code, out, errs)
+		t.Errorf("rotate with another key: %d\n%s%s", code, out, errs)
 	}
-	out += errs + w.publisher(t, "zone", "passphrase", "ls", "--zone", zone) + w.publisher(t, "zone", "get", "--zone", zone, "--json") +
+	out += errs
+	put, errs, code := w.pipe([]byte(secrets[1]), "zone", "passphrase", "restore", "--zone", zone, "--revision", revision, "--keys", other)
+	if code != 0 {
+		t.Errorf("restore of a passphrase: %d\n%s%s", code, put, errs)
+	}
+	out += put + errs + w.publisher(t, "zone", "passphrase", "ls", "--zone", zone) + w.publisher(t, "zone", "get", "--zone", zone, "--json") +
 		w.publisher(t, "job", ev.JobID) + w.publisher(t, "show", ev.BackupID)
 	if looks := stop(); looks < 20 {
 		t.Errorf("the processes were looked at %d times only", looks)
@@ -79,8 +87,8 @@ func TestKeptPassphrasesAreNowhere(t *testing.T) {
 			kept++
 		}
 	}
-	if kept != 3 {
-		t.Errorf("the bucket keeps %d passphrases, want 3", kept)
+	if kept != len(secrets) {
+		t.Errorf("the bucket keeps %d passphrases, want %d", kept, len(secrets))
 	}
 	w.nowhere(t, secrets, w.dir)
 }
@@ -185,6 +193,7 @@ func grepTree(t *testing.T, dir, text string) {
 
 // TestSeal seals by hand and uses the result in a command written by hand.
 func TestSeal(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	image := dataImage(t, w, "disk.img", 16)
 	out, errs, code := w.pipe([]byte(passphrase+"\n"), "seal", "--zone", zone, "--host", host)

@@ -15,6 +15,7 @@ import (
 // and with one that a second signal cuts short. The job is cleaned up and given back without an attempt
 // spent, and the next worker does it.
 func TestShutdownOfARunningBackup(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	n := startNATS(t)
 	w := newWorldOn(t, n, l.URI)
@@ -67,6 +68,7 @@ func TestShutdownOfARunningBackup(t *testing.T) {
 // TestPoison: each attempt at one command kills the worker, and whatever is at work beside it loses an
 // attempt as well. The poison fails when its attempts are spent; the others succeed.
 func TestPoison(t *testing.T) {
+	t.Parallel()
 	n := startNATS(t)
 	w := newWorldOn(t, n, "none", "--jobs", "3")
 	image := func(name string) string { return noise(t, filepath.Join(w.dir, name), 8, 8) }

@@ -35,6 +35,7 @@ const removable = `
 // TestDisksOfEveryKind backs up, running and stopped, a VM with a backing chain, a raw file on a
 // path with spaces and a comma, a block device, and devices that are to be left out.
 func TestDisksOfEveryKind(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	folder := w.mkdir(t, "my disks, really")
@@ -80,6 +81,7 @@ func TestDisksOfEveryKind(t *testing.T) {
 
 // TestFloppy needs the old machine type, which is the one that has floppies.
 func TestFloppy(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disk := dataImage(t, w, "disk.raw", 32)
@@ -97,6 +99,7 @@ func TestFloppy(t *testing.T) {
 
 // TestRestoreToAStoppedVM overwrites its disks, all or one, holes included.
 func TestRestoreToAStoppedVM(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)
@@ -129,6 +132,7 @@ func TestRestoreToAStoppedVM(t *testing.T) {
 
 // TestDefine brings a VM back that was deleted with its disks.
 func TestDefine(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)
@@ -151,6 +155,7 @@ func TestDefine(t *testing.T) {
 // TestEncryptedSource backs up a VM whose own disk is LUKS: only into an encrypted backup, and the
 // VM that is restored from it starts.
 func TestEncryptedSource(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	key := w.keyFile(t)
@@ -191,6 +196,7 @@ func TestEncryptedSource(t *testing.T) {
 // TestOddSizes backs up disks whose size is not a multiple of a cluster, compressed and not: the
 // restored disk has the same size to the sector.
 func TestOddSizes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "none")
 	for _, size := range []int64{512, 65536 + 512, 3*lab.MiB - 4096, 5*lab.MiB + 1536} {
 		image := noise(t, filepath.Join(w.dir, "odd.img"), 8, 8)
@@ -224,6 +230,7 @@ func TestOddSizes(t *testing.T) {
 // TestDiskOnAnIOThread: a QEMU before 9.0 dies with its guest when an NBD client leaves such a disk.
 // The VM comes first, so its running backup is refused there; stopped it is backed up.
 func TestDiskOnAnIOThread(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disk := dataImage(t, w, "disk.raw", 32)

@@ -14,6 +14,7 @@ import (
 // TestIncrementalsOfAStoppedVM goes on with a chain while the VM is off, as the bitmaps in its disks allow, and
 // when it runs again.
 func TestIncrementalsOfAStoppedVM(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disks := twoDisks(t, w)

@@ -10,6 +10,7 @@ import (
 
 // TestTheVMChangesInMidBackup ends, pauses and saves a VM while it is backed up.
 func TestTheVMChangesInMidBackup(t *testing.T) {
+	t.Parallel()
 	l := lab.Libvirtd(t)
 	w := newWorld(t, l.URI)
 	disk := noise(t, filepath.Join(w.dir, "vm.raw"), 128, 64)

@@ -7,18 +7,15 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
 	"github.com/nasfleet/nasfleet/tests/lab"
 )
 
-// patience is how long the slowest of these things may take: half a minute, on a machine that has more to do.
-const patience = 4 * time.Minute
-
 // TestWatchdog kills and stops the worker while it freezes a guest. What makes the moment sure is the
 // agent's hook: it holds the freeze, and the worker with it, until the test has done its part.
 func TestWatchdog(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "--ack-wait", "3s")
 	t.Run("killed before the guest is frozen", s.testKilledFreezing)
 	t.Run("killed while the guest is frozen", s.testKilledFrozen)

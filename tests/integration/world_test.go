@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nasfleet/nasfleet/messages"
 	"github.com/nasfleet/nasfleet/tests/lab"
@@ -22,6 +23,9 @@ const (
 	zone = "z1"
 	host = "h1"
 )
+
+// patience bounds every wait for what takes half a minute at most: other tests run beside it.
+const patience = 4 * time.Minute
 
 // binDir holds the programs under test, built once.
 var binDir string

@@ -14,7 +14,7 @@ import (
 )
 
 // settle is how long a thing that is just going may still be seen.
-const settle = 5 * time.Second
+const settle = 30 * time.Second
 
 // process is one that runs: its id, and its arguments separated by spaces.
 type process struct {

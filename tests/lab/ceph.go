@@ -72,7 +72,7 @@ const cephPatience = time.Minute
 // CephCluster starts a cluster. It ends with the test.
 func CephCluster(t testing.TB) *Ceph {
 	t.Helper()
-	c := &Ceph{Pool: "vms", User: "vms", dir: Dir(t), port: freePort(t)}
+	c := &Ceph{Pool: "vms", User: "vms", dir: Dir(t), port: FreePort(t)}
 	c.conf, c.ClientConf = filepath.Join(c.dir, "ceph.conf"), filepath.Join(c.dir, "client.conf")
 	for _, dir := range []string{"mon", "osd", "run"} {
 		if err := os.Mkdir(filepath.Join(c.dir, dir), 0o755); err != nil {

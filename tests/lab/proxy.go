@@ -2,6 +2,8 @@ package lab
 
 import (
 	"bufio"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -184,4 +186,26 @@ func (p *Proxy) loses(way Way, frame []byte) bool {
 		}
 	}
 	return false
+}
+
+// The kernel gives connections the ports from 32768 on (ip_local_port_range in ip(7)).
+const lowestPort, ports = 20000, 12000
+
+// FreePort returns a port of 127.0.0.1 that nothing listens on, for a server that is started later, or again. It is
+// none that a connection of another test could be given meanwhile.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	for range 100 {
+		port := lowestPort + rand.IntN(ports)
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return port
+	}
+	t.Fatal("no port is free")
+	return 0
 }

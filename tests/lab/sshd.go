@@ -44,7 +44,7 @@ func Sshd(t testing.TB) *SSHServer {
 	t.Helper()
 	dir := Dir(t)
 	s := &SSHServer{
-		Port:       freePort(t),
+		Port:       FreePort(t),
 		Export:     filepath.Join(dir, "export"),
 		KeyFile:    filepath.Join(dir, "key"),
 		KnownHosts: filepath.Join(dir, "known_hosts"),
@@ -142,16 +142,6 @@ func (s *SSHServer) Options() string {
 		"UserKnownHostsFile=" + s.KnownHosts,
 		"BatchMode=yes",
 	}, ",")
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // Trust makes a user's folder of ssh settings with the key that may log in and the server's host key.

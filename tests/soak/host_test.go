@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -53,7 +52,7 @@ func newHost(t *testing.T, name, natsAddress string) *host {
 	h := &host{
 		name: name, dir: lab.Dir(t), scratch: lab.LoopFS(t, 64), nas: lab.LoopFS(t, 400), sshd: lab.Sshd(t), libvirt: lab.Libvirtd(t),
 		nats:    lab.StartProxy(t, lab.NATSFrames, "tcp", "127.0.0.1:0", func() (string, string) { return "tcp", natsAddress }),
-		metrics: freeAddress(t),
+		metrics: fmt.Sprintf("127.0.0.1:%d", lab.FreePort(t)),
 	}
 	h.makeSources(t)
 	h.start(t)
@@ -110,16 +109,6 @@ func noise(t *testing.T, path string, sizeMiB, dataMiB int) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // scratchReserve is what has to stay free in the scratch folder, in MiB.
