@@ -16,7 +16,7 @@ import (
 	"github.com/nasfleet/nasfleet/tests/lab"
 )
 
-// TestThePassphraseIsNowhere takes, verifies and restores an encrypted backup with every process
+// TestThePassphraseIsNowhere takes, verifies, restores and consolidates encrypted backups with every process
 // watched all the while, and then greps everything that was written on either side.
 func TestThePassphraseIsNowhere(t *testing.T) {
 	t.Parallel()
@@ -30,6 +30,10 @@ func TestThePassphraseIsNowhere(t *testing.T) {
 	ev := w.take(t, append(f.flags(w, t), "--bandwidth", "40", "--log-level", "debug", "--vm", "web")...)
 	w.mustJob(t, "verify", "--backup", ev.BackupID, "--passphrase-file", w.passphraseFile(t, passphrase), "--log-level", "debug")
 	w.restoreAndCompare(t, f, ev, originals(disks))
+	for _, mode := range []string{"full", "incremental"} {
+		ev = w.take(t, append(f.flags(w, t), "--vm", "web", "--mode", mode)...)
+	}
+	w.mustJob(t, append([]string{"consolidate", "--backup", ev.BackupID, "--log-level", "debug"}, f.opening(w, t)...)...)
 	w.mustFail(t, messages.CodeWrongPassphrase, "verify", "--backup", ev.BackupID, "--passphrase-file", w.passphraseFile(t, "xx"+passphrase))
 	// The command line in which QEMU fails to open something must not hold it either.
 	w.mustFail(t, messages.CodeMountFailed, append(w.onRepo("ext4", filepath.Join(w.dir, "none"), "loop", "--vm", "web", "--attempts", "1"), f.flags(w, t)...)...)
