@@ -80,32 +80,34 @@ func (e *Executor) checkRemoteUnused(ctx context.Context, v hypervisor.Disk) err
 	return nil
 }
 
-// whileStopped overwrites the disks of a VM. Nothing locks those on other machines, so that the VM can be started: then
-// the restore ends, and says so.
+// unlocked says whether nothing but a look keeps the VM from being started over its disks: nothing locks those on other
+// machines.
+func (t *restoring) unlocked() bool {
+	return t.cmd.ToVM != "" && slices.ContainsFunc(t.to, func(to *restoreTarget) bool { return to.remote != nil })
+}
+
+// checkStopped refuses to overwrite the unlocked disks of a VM that does not stand still.
+func (t *restoring) checkStopped(ctx context.Context) error {
+	if !t.unlocked() {
+		return nil
+	}
+	state, err := t.e.state(ctx, t.cmd.ToVM)
+	if messages.CodeOf(err) == messages.CodeHypervisorDown && ctx.Err() == nil {
+		return nil // the next look tells
+	}
+	if err == nil && state != hypervisor.Stopped {
+		err = messages.Errorf(messages.CodeVMRunning, "vm %s was started", t.cmd.ToVM).
+			WithHint("Stop the VM and repeat the restore.")
+	}
+	return err
+}
+
+// whileStopped overwrites the disks of a VM until it is started.
 func (t *restoring) whileStopped(ctx context.Context, overwrite func(context.Context) error) error {
-	if t.cmd.ToVM == "" || !slices.ContainsFunc(t.to, func(to *restoreTarget) bool { return to.remote != nil }) {
+	if !t.unlocked() {
 		return overwrite(ctx)
 	}
-	stopped := func(ctx context.Context) (bool, error) {
-		state, err := t.e.state(ctx, t.cmd.ToVM)
-		if messages.CodeOf(err) == messages.CodeHypervisorDown {
-			return true, nil // nobody starts a VM meanwhile
-		}
-		return state == hypervisor.Stopped, err
-	}
-	if ok, err := stopped(ctx); err != nil {
-		return err
-	} else if !ok {
-		return messages.Errorf(messages.CodeVMRunning, "vm %s was started", t.cmd.ToVM)
-	}
-	return watched(ctx, func(ctx context.Context) error {
-		ok, err := stopped(ctx)
-		if err == nil && !ok {
-			return messages.Errorf(messages.CodeVMRunning, "vm %s was started while its disks were overwritten", t.cmd.ToVM).
-				WithHint("Stop the VM and repeat the restore.")
-		}
-		return err
-	}, overwrite)
+	return watched(ctx, t.checkStopped, overwrite)
 }
 
 // closeTarget writes out what an export to overwrite still holds, in bounded time where its server may hang.

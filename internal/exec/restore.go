@@ -184,6 +184,9 @@ func (t *restoring) copy(ctx context.Context) error {
 	if err := each(ctx, todo, t.open); err != nil {
 		return err
 	}
+	if err := t.checkStopped(ctx); err != nil {
+		return err
+	}
 	err = t.whileStopped(ctx, func(ctx context.Context) error { return each(ctx, todo, t.copyDisk) })
 	if err != nil && t.cmd.ToDir == "" {
 		return fmt.Errorf("a disk that was overwritten may be half old and half restored now: %w", err)
