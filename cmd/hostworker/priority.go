@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -29,14 +30,14 @@ func lowerPriority(nice int) error {
 			}
 			// The system call, unlike getpriority(3), says 20 less the priority: 20 to 1 for 0 to 19.
 			now, err := unix.Getpriority(unix.PRIO_PROCESS, id)
-			if err == unix.ESRCH || err == nil && 20-now >= nice {
+			if errors.Is(err, unix.ESRCH) || err == nil && 20-now >= nice {
 				continue
 			}
 			if err == nil {
 				err = unix.Setpriority(unix.PRIO_PROCESS, id, nice)
 				changed = true
 			}
-			if err != nil && err != unix.ESRCH {
+			if err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("lower the priority: %w", err)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -56,8 +57,9 @@ func TestWorksAndStopsInOrder(t *testing.T) {
 	if ours, its := mountNamespace(t, os.Getpid()), mountNamespace(t, n.cmd.Process.Pid); ours == its {
 		t.Errorf("the worker is in the mount namespace of the test, %s", ours)
 	}
+	own := threadsNice(t, os.Getpid())[strconv.Itoa(os.Getpid())] // whoever runs the tests may stand back already
 	for id, nice := range threadsNice(t, n.cmd.Process.Pid) {
-		if nice != 10 {
+		if nice != max(own, 10) {
 			t.Errorf("thread %s has a nice value of %d", id, nice)
 		}
 	}

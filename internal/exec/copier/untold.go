@@ -82,7 +82,7 @@ func (w *tailWalk) window(ctx context.Context, m *changeMap) error {
 		switch {
 		case w.left > 0:
 			w.left--
-		case content != nil && !(written && isZero(content)): // where the tail ends
+		case content != nil && (!written || !isZero(content)): // where the tail ends
 			w.left = doubtful / blockSize
 		}
 	}
