@@ -140,6 +140,7 @@ func (t *taking) takeFull(f *full) error {
 // takeOverKeys opens the keys of the chain's digests, and makes the parent's this backup's: one passphrase
 // opens a chain, and where it is wrapped for the same passphrases, one key derivation its digests.
 func (t *taking) takeOverKeys(links []repository.Backup) *full {
+	t.wipeLinkKeys() // those of another chain that was looked at
 	t.linkKeys, t.wrappedKeys = make([][]byte, len(links)), nil
 	if !t.cmd.Details.Encryption {
 		return nil

@@ -148,6 +148,10 @@ func (t *taking) wipe() {
 	t.pass.Wipe()
 	t.recovery.Wipe()
 	clear(t.digKey)
+	t.wipeLinkKeys()
+}
+
+func (t *taking) wipeLinkKeys() {
 	for _, k := range t.linkKeys {
 		clear(k)
 	}
