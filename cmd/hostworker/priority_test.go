@@ -42,8 +42,8 @@ func threadsNice(t *testing.T, pid int) map[string]int {
 func TestPriorityIsNeverRaised(t *testing.T) {
 	low, checked := make(chan int), make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 15); err != nil {
+		runtime.LockOSThread() // never unlocked: no other goroutine gets the thread
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, maxNice); err != nil {
 			t.Error(err)
 		}
 		low <- unix.Gettid()
@@ -55,7 +55,7 @@ func TestPriorityIsNeverRaised(t *testing.T) {
 		t.Fatal(err)
 	}
 	for thread, nice := range threadsNice(t, os.Getpid()) {
-		if want := map[bool]int{true: 15, false: max(nice, 1)}[thread == id]; nice != want {
+		if want := map[bool]int{true: maxNice, false: max(nice, 1)}[thread == id]; nice != want {
 			t.Errorf("thread %s has a nice value of %d, want %d", thread, nice, want)
 		}
 	}
