@@ -230,10 +230,7 @@ func removeTrees(ctx context.Context, root *os.Root, folder string, names ...str
 	}
 	defer closeQuietly(dir)
 	for _, name := range names {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := removeTree(dir, name); err != nil {
+		if err := removeTree(ctx, dir, name); err != nil {
 			return err
 		}
 	}
@@ -242,12 +239,29 @@ func removeTrees(ctx context.Context, root *os.Root, folder string, names ...str
 
 // removeTree removes a folder, its manifest first: what is left after a crash, or is renamed at that
 // moment, is no backup. A link is removed, not what it points to.
-func removeTree(dir *os.Root, name string) error {
+//
+// Between any two steps it looks at ctx. A repository that hung holds one of them until it is back, and
+// the job's next attempt may have begun by then, with a folder of the same name.
+func removeTree(ctx context.Context, dir *os.Root, name string) error {
+	steps := []string{}
 	if fi, err := dir.Lstat(name); err == nil && fi.IsDir() {
-		// Whatever hinders this hinders RemoveAll as well, except a manifest that is a folder.
-		_ = dir.Remove(path.Join(name, manifestName))
+		steps = append(steps, path.Join(name, manifestName))
+		entries, _ := readFolder(dir, name) // what cannot be read cannot be removed either, which says why
+		for _, e := range entries {
+			if e.Name() != manifestName {
+				steps = append(steps, path.Join(name, e.Name()))
+			}
+		}
 	}
-	return dir.RemoveAll(name)
+	for _, step := range append(steps, name) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := dir.RemoveAll(step); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // removeEmpty removes a folder that is empty. One that is not, or is not there, is no error.
