@@ -55,7 +55,11 @@ const (
 )
 
 // endpoint is an export of an NBD server on a unix socket.
-type endpoint struct{ socket, export string }
+type endpoint struct {
+	socket, export string
+	// guest is that of a guest's QEMU; nil for a storage daemon.
+	guest *handshakes
+}
 
 // runLane copies one disk.
 func runLane(ctx context.Context, l lane) (copier.Stats, error) {
@@ -139,7 +143,11 @@ func withDial(ctx context.Context) (context.Context, context.CancelFunc) {
 func dial(ctx context.Context, e endpoint, code messages.Code, meta string) (*nbd.Conn, error) {
 	ctx, cancel := withDial(ctx)
 	defer cancel()
-	c, err := nbd.Dial(ctx, e.socket, nbd.Options{Export: e.export, MetaContexts: []string{meta}})
+	connect := nbd.Dial
+	if e.guest != nil {
+		connect = e.guest.dial
+	}
+	c, err := connect(ctx, e.socket, nbd.Options{Export: e.export, MetaContexts: []string{meta}})
 	return c, messages.EnsureCode(code, err)
 }
 

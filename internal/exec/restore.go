@@ -224,7 +224,7 @@ func (t *restoring) open(ctx context.Context, to *restoreTarget) (err error) {
 func (t *restoring) copyDisk(ctx context.Context, to *restoreTarget) error {
 	d := to.stored
 	_, err := runLane(ctx, lane{
-		name: d.name, src: endpoint{to.from.Socket(), d.name}, dst: endpoint{to.into.Socket(), d.name},
+		name: d.name, src: endpoint{socket: to.from.Socket(), export: d.name}, dst: endpoint{socket: to.into.Socket(), export: d.name},
 		size: d.size, limiter: t.limiter, check: to.check, zeroHoles: to.tmp == "", report: t.r,
 		stall: t.e.cfg.StallTimeout, stored: sourceSide,
 	})

@@ -54,6 +54,8 @@ type sourceDisk struct {
 	encrypted    bool
 
 	socket, export string
+	// guest is nil unless a running VM's own QEMU serves it.
+	guest *handshakes
 	// daemon serves it; nil for a running VM's own QEMU.
 	daemon *storaged.Daemon
 	// stored is set for a disk of a chain of backups, which is compared with the digests of each.

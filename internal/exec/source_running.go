@@ -30,7 +30,8 @@ type runningSource struct {
 	// checkpoint is what begin has made, or may have made, until the backup is committed.
 	checkpoint hypervisor.Checkpoint
 	// guard protects the guest while the job runs.
-	guard *guardian
+	guard      *guardian
+	handshakes handshakes
 }
 
 func newRunningSource(e *Executor, dom hypervisor.Domain, q messages.Quiesce) *runningSource {
@@ -57,7 +58,7 @@ func (s *runningSource) prepare(ctx context.Context, ws *workspace) ([]sourceDis
 		}
 		s.disks = append(s.disks, sourceDisk{
 			name: d.Target, size: d.SizeBytes, path: d.Path, format: d.Format, encrypted: d.Encrypted,
-			socket: filepath.Join(s.dir, sourceSocket), export: d.Target,
+			socket: filepath.Join(s.dir, sourceSocket), export: d.Target, guest: &s.handshakes,
 		})
 	}
 	return s.disks, nil
@@ -90,6 +91,7 @@ func (s *runningSource) begin(ctx context.Context, ws *workspace, p point) (mome
 	if s.guard != nil {
 		s.guard.leave() // that of a begin that failed
 	}
+	s.handshakes.open()
 	s.guard = s.e.protect(ctx, ws.giveUp, s.endJob)
 	b, err := s.e.cfg.Hypervisor.BeginBackup(ctx, spec)
 	if err != nil {
@@ -120,6 +122,7 @@ func (s *runningSource) check(ctx context.Context) error {
 
 // endJob ends libvirt's job.
 func (s *runningSource) endJob(ctx context.Context) error {
+	s.handshakes.end()
 	return untilReachable(ctx, func(ctx context.Context) error {
 		return s.e.cfg.Hypervisor.EndBackup(ctx, s.dom.Name, s.disks[0].socket)
 	})

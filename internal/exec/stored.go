@@ -205,7 +205,7 @@ func (d storedDisk) open(ctx context.Context, from *storaged.Daemon, pass *secre
 		return nil, errImageSize(d, size)
 	}
 	return openCheck(ctx, timeout, d, d.links, func(link int) endpoint {
-		return endpoint{from.Socket(), storaged.LinkExport(d.name, link)}
+		return endpoint{socket: from.Socket(), export: storaged.LinkExport(d.name, link)}
 	})
 }
 

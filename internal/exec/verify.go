@@ -85,7 +85,7 @@ func (e *Executor) readDisk(ctx context.Context, ws *workspace, disk storedDisk,
 		}
 		return 0, fmt.Errorf("disk %s: %w", disk.name, err)
 	}
-	export := endpoint{d.Socket(), disk.name}
+	export := endpoint{socket: d.Socket(), export: disk.name}
 	check, err := openCheck(ctx, e.cfg.StallTimeout, disk, disk.links[:1], func(int) endpoint { return export })
 	if err != nil {
 		return 0, err
