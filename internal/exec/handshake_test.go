@@ -18,7 +18,7 @@ func TestTheEndWaitsForHandshakes(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	server, err := net.Listen("unix", socket)
 	check(t, err)
-	defer server.Close()
+	defer func() { check(t, server.Close()) }()
 
 	var h handshakes
 	at, cancelled := endpoint{socket: socket, guest: &h}, errors.New("cancelled")
@@ -30,7 +30,7 @@ func TestTheEndWaitsForHandshakes(t *testing.T) {
 	}()
 	c, err := server.Accept() // and says nothing
 	check(t, err)
-	defer c.Close()
+	defer func() { check(t, c.Close()) }()
 	go func() {
 		h.end()
 		close(ended)
