@@ -39,7 +39,7 @@ type cli struct {
 	connection
 
 	Take        takeCmd        `cmd:"" help:"Back up a VM or disk images: of one host, or of a fleet (--targets)."`
-	Restore     restoreCmd     `cmd:"" help:"Restore the disks of a backup, to a folder or over a stopped VM's."`
+	Restore     restoreCmd     `cmd:"" help:"Restore the disks of a backup: to a folder, over a stopped VM's, or over RBD images."`
 	Verify      verifyCmd      `cmd:"" help:"Read a stored backup back and compare it with its digests."`
 	Delete      deleteCmd      `cmd:"" help:"Delete a stored backup."`
 	Prune       pruneCmd       `cmd:"" help:"Delete old backups by rule: keep the last, and one a day, week and month."`

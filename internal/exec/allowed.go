@@ -27,7 +27,10 @@ func (e *Executor) checkPaths(ctx context.Context, cmd messages.Command) error {
 			return err
 		}
 	}
-	paths, repo := pathsOf(cmd)
+	paths, repo, known := pathsOf(cmd)
+	if !known {
+		return messages.Errorf(messages.CodeInternal, "nobody has said which paths a %T names", cmd)
+	}
 	address, credentials := repository.OfHost(repo)
 	if len(paths) == 0 && address == "" && len(credentials) == 0 {
 		return nil
@@ -48,31 +51,32 @@ func (e *Executor) checkPaths(ctx context.Context, cmd messages.Command) error {
 	return err
 }
 
-// pathsOf returns the paths of the host that a command names, and its repository.
-func pathsOf(cmd messages.Command) (paths []string, repo messages.Repository) {
+// pathsOf returns the paths of the host that a command names, and its repository; known is false for a command of a type
+// that it has not heard of.
+func pathsOf(cmd messages.Command) (paths []string, repo messages.Repository, known bool) {
 	switch c := cmd.(type) {
 	case *messages.TakeBackup:
 		for _, img := range c.Images {
 			paths = append(paths, img.Path)
 		}
-		return paths, c.Repository
+		return paths, c.Repository, true
 	case *messages.RestoreBackup:
 		if c.ToDir != "" {
 			paths = append(paths, c.ToDir)
 		}
-		return paths, c.Backup.Repository
+		return paths, c.Backup.Repository, true
 	case *messages.VerifyBackup:
-		return nil, c.Backup.Repository
+		return nil, c.Backup.Repository, true
 	case *messages.DeleteBackup:
-		return nil, c.Backup.Repository
+		return nil, c.Backup.Repository, true
 	case *messages.RekeyBackup:
-		return nil, c.Backup.Repository
+		return nil, c.Backup.Repository, true
 	case *messages.ConsolidateBackup:
-		return nil, c.Backup.Repository
+		return nil, c.Backup.Repository, true
 	case *messages.ListBackups:
-		return nil, c.Repository
+		return nil, c.Repository, true
 	}
-	return nil, messages.Repository{}
+	return nil, messages.Repository{}, false
 }
 
 // checkAddress judges the address of a repository that is a folder or a disk of this host; "" is none.

@@ -144,3 +144,9 @@ func TestCheckAddress(t *testing.T) {
 		check(t, strict.checkPaths(t.Context(), &messages.ListBackups{Repository: r}))
 	}
 }
+
+// A type of command that checkPaths has not been taught is refused, not let through.
+func TestAStrangeCommandNamesNoPaths(t *testing.T) {
+	type stranger struct{ messages.Command }
+	wantCode(t, new(Executor).checkPaths(t.Context(), stranger{}), messages.CodeInternal)
+}

@@ -178,6 +178,7 @@ func TestConsolidateRefused(t *testing.T) {
 		open   string
 		spoil  func(t *testing.T, folder string, cmd *messages.ConsolidateBackup)
 		want   messages.Code
+		says   string // where others fail with the code too, later
 	}{
 		"a full backup": {
 			spoil: func(_ *testing.T, _ string, cmd *messages.ConsolidateBackup) { cmd.Backup.ID = testJob }, want: messages.CodeAlreadyFull,
@@ -188,7 +189,7 @@ func TestConsolidateRefused(t *testing.T) {
 		"to be laid bare":         {sealed: true, open: "old", want: messages.CodeSourceEncrypted},
 		"no passphrase":           {sealed: true, made: sealed, want: messages.CodePassphraseMissing},
 		"another passphrase":      {sealed: true, made: sealed, open: "new", want: messages.CodeWrongPassphrase},
-		"a stranger in its place": {open: "old", made: sealed, want: messages.CodeBackupCorrupt},
+		"a stranger in its place": {open: "old", made: sealed, want: messages.CodeBackupCorrupt, says: "is not encrypted, and"},
 		"a passphrase of no host": {made: messages.Details{Encryption: true, Passphrase: "sealed1.x"}, want: messages.CodePassphraseForeign},
 		"a folder out of bounds":  {spoil: func(_ *testing.T, _ string, cmd *messages.ConsolidateBackup) { cmd.Backup.Repository.Address = "/etc" }, want: messages.CodePathNotAllowed},
 		"the parent is gone": {spoil: func(t *testing.T, f string, _ *messages.ConsolidateBackup) {
@@ -213,6 +214,9 @@ func TestConsolidateRefused(t *testing.T) {
 			before := names(t, folder)
 			_, err := e.Run(t.Context(), cmd, nil, quiet{})
 			wantCode(t, err, tt.want)
+			if err != nil && !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("it does not say %q: %v", tt.says, err)
+			}
 			if after := names(t, folder); !slices.Equal(before, after) {
 				t.Errorf("there was %v, there is %v", before, after)
 			}

@@ -63,6 +63,11 @@ type sourceDisk struct {
 	check  *diskCheck
 }
 
+// from is the export that the disk is read from.
+func (d sourceDisk) from() endpoint {
+	return endpoint{socket: d.socket, export: d.export, guest: d.guest}
+}
+
 // moment is the point in time that a backup shows.
 type moment struct {
 	at       time.Time

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
 	"github.com/nasfleet/nasfleet/internal/exec/hypervisor"
@@ -82,4 +83,35 @@ func TestADiskWithoutASizeIsRefused(t *testing.T) {
 	if left := names(t, e.cfg.ScratchDir); left != nil {
 		t.Errorf("left: %v", left)
 	}
+}
+
+// Whatever ends libvirt's job waits for the handshakes of the disks' connections.
+func TestTheEndOfARunningSourceWaitsForHandshakes(t *testing.T) {
+	e := newExecutor(t)
+	var err error
+	e.cfg.Hypervisor, err = hypervisor.Connect(t.Context(), "test:///default", zerolog.Nop())
+	check(t, err)
+	ws, err := e.open(testJob)
+	check(t, err)
+	s := newRunningSource(e, hypervisor.Domain{Name: "test", Disks: []hypervisor.Disk{{Target: "vda", SizeBytes: 512}}}, messages.QuiesceOff)
+	disks, err := s.prepare(t.Context(), ws)
+	check(t, err)
+	guest := disks[0].from().guest
+	if guest == nil || !guest.enter() {
+		t.Fatal("the connections of a running VM's disk are not watched")
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = s.endJob(t.Context()) // libvirt's test driver knows no backups
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		t.Error("libvirt's job is ended while a connection is negotiated")
+	case <-time.After(50 * time.Millisecond):
+	}
+	guest.under.Done()
+	<-ended
+	check(t, ws.close())
+	check(t, e.cfg.Hypervisor.Close())
 }

@@ -242,7 +242,7 @@ func (t *taking) copyAll(ctx context.Context) error {
 
 func (t *taking) copyDisk(ctx context.Context, d *takenDisk) error {
 	l := lane{
-		name: d.name, src: endpoint{socket: d.socket, export: d.export, guest: d.guest}, dst: endpoint{socket: d.target.Socket(), export: d.name},
+		name: d.name, src: d.from(), dst: endpoint{socket: d.target.Socket(), export: d.name},
 		size: d.size, unit: d.unit, limiter: t.limiter, digests: d.digests, report: t.r,
 		stall: t.e.cfg.StallTimeout, stored: targetSide,
 	}

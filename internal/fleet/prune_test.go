@@ -391,6 +391,7 @@ func TestPruneOfTheConsolidated(t *testing.T) {
 	whole.CreatedAt, whole.ConsolidatedFrom = top.CreatedAt, top.ID
 	next := incremental(4, whole)
 	beside := incremental(5, top) // of a chain that went on, too
+	twin := backupAt(day, 7)      // taken of another repository's folder, say, at the same time
 	for name, tt := range map[string]struct {
 		rules Retention
 		all   []messages.CatalogEntry
@@ -402,6 +403,9 @@ func TestPruneOfTheConsolidated(t *testing.T) {
 		"a moment counts once": {
 			Retention{KeepLast: 2}, []messages.CatalogEntry{full, first, top, whole, next},
 			map[string][]string{next.ID: {"last"}, whole.ID: {"last", "needed by " + next.ID}},
+		},
+		"two that were taken are two": {
+			Retention{KeepLast: 2}, []messages.CatalogEntry{full, twin}, map[string][]string{full.ID: {"last"}, twin.ID: {"last"}},
 		},
 		"a day has one": {
 			Retention{KeepDaily: 2}, []messages.CatalogEntry{full, first, top, whole},

@@ -73,7 +73,7 @@ func (r Retention) keeps(backups []messages.CatalogEntry, zone *time.Location) m
 		a, b := backups[x], backups[y]
 		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), fullFirst(a, b), cmp.Compare(b.ID, a.ID))
 	})
-	newest = slices.CompactFunc(newest, func(x, y int) bool { return backups[x].CreatedAt.Equal(backups[y].CreatedAt) })
+	newest = slices.CompactFunc(newest, func(x, y int) bool { return sameMoment(backups[x], backups[y]) })
 	kept := map[int][]string{}
 	for _, rule := range r.rules() {
 		left, last := rule.n, ""
@@ -94,6 +94,12 @@ func (r Retention) keeps(backups []messages.CatalogEntry, zone *time.Location) m
 		}
 	}
 	return kept
+}
+
+// sameMoment says whether one of two backups was made out of the other, or both out of one. That two that were taken have
+// the same time is chance, and neither can stand for the other.
+func sameMoment(a, b messages.CatalogEntry) bool {
+	return a.CreatedAt.Equal(b.CreatedAt) && (a.ConsolidatedFrom != "" || b.ConsolidatedFrom != "")
 }
 
 func fullFirst(a, b messages.CatalogEntry) int {
