@@ -104,8 +104,8 @@ func (j *job) over() bool {
 			j.log.Warn().Str("backup", done.BackupID).Msg("a killed attempt had committed a backup; ls --refresh lists it")
 		}
 	}
-	j.settle(j.d.ack(j.words))
 	j.w.journal.end(j.id)
+	j.settle(j.d.ack(j.words))
 	return true
 }
 
@@ -116,9 +116,9 @@ func (j *job) expired(head messages.Header, rec record) bool {
 	}
 	err := j.w.cfg.Authority.VerifyTime(head.IssuedAt, time.Now())
 	if err != nil {
-		_ = j.end(nil) // whoever asks from now on is told that the job is over
+		_ = j.end(nil)        // whoever asks from now on is told that the job is over
+		j.w.journal.end(j.id) // a limit, perhaps
 		j.refuse(head, err)
-		j.w.journal.end(j.id)
 	}
 	return err != nil
 }

@@ -49,6 +49,8 @@ type fakeDelivery struct {
 
 	// extended gets a signal for each extension; those that nobody waits for are dropped.
 	extended chan struct{}
+	// settling is called before the command is let go.
+	settling func()
 
 	mu    sync.Mutex
 	delay time.Duration
@@ -62,16 +64,23 @@ func (d *fakeDelivery) Job() string               { return d.job }
 func (d *fakeDelivery) Subject() string           { return messages.JobSubject(zone, host, d.job) }
 func (d *fakeDelivery) Data() []byte              { return d.data }
 func (d *fakeDelivery) Signature() string         { return d.signature }
-func (d *fakeDelivery) Ack(context.Context) error { d.ends <- "ack"; return nil }
-func (d *fakeDelivery) Return() error             { d.ends <- "return"; return nil }
-func (d *fakeDelivery) Term(string) error         { d.ends <- "term"; return nil }
+func (d *fakeDelivery) Ack(context.Context) error { return d.end("ack") }
+func (d *fakeDelivery) Return() error             { return d.end("return") }
+func (d *fakeDelivery) Term(string) error         { return d.end("term") }
+
+func (d *fakeDelivery) end(how string) error {
+	if d.settling != nil {
+		d.settling()
+	}
+	d.ends <- how
+	return nil
+}
 
 func (d *fakeDelivery) Retry(delay time.Duration) error {
 	d.mu.Lock()
 	d.delay = delay
 	d.mu.Unlock()
-	d.ends <- "retry"
-	return nil
+	return d.end("retry")
 }
 
 func (d *fakeDelivery) Extend() error {

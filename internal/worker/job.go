@@ -163,8 +163,9 @@ func (j *job) work(ctx context.Context) (result, error) {
 	return res, nil
 }
 
-// finish stores what the attempt's end means and then lets go of the command, in this order: a
-// crash in between makes the job report again, never go missing.
+// finish stores what the attempt's end means, forgets the job where that is its last word, and then
+// lets go of the command, in this order: a crash in between makes the command come back, and neither
+// the job nor its record go missing.
 func (j *job) finish(res result, err error, b bounds) {
 	d := decide(j.end(err), j.attempt, b)
 	if d.ends != returned {
@@ -188,6 +189,7 @@ func (j *job) finish(res result, err error, b bounds) {
 	}
 	if d.kind.Final() {
 		j.final = d.kind
+		j.w.journal.end(j.id)
 	}
 	// Before the command is let go: one that comes back from now on finds the job over.
 	j.w.jobs.leave(j)
@@ -200,7 +202,6 @@ func (j *job) finish(res result, err error, b bounds) {
 	default:
 		j.settle(j.d.ack(j.words))
 	}
-	j.w.journal.end(j.id)
 }
 
 // conclude notes that the attempt came to an end. Where there is to be no other, what those before

@@ -3,6 +3,8 @@ package worker
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
+	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -155,6 +158,69 @@ func TestACommandThatWaitedIsForgotten(t *testing.T) {
 	defer r.worker.jobs.mu.Unlock()
 	if len(r.worker.jobs.since) != 0 {
 		t.Errorf("still waiting: %v", r.worker.jobs.since)
+	}
+}
+
+// A worker that dies as it lets a command go never sees it again: the job's record must be gone by then.
+func TestAJobIsForgottenBeforeItsCommandIsLetGo(t *testing.T) {
+	signer, err := secret.NewSigner()
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority, err := secret.NewVerifier(time.Hour, signer.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		err    error
+		issued time.Time
+		record func(*journal, string) error
+		over   bool // its last event is stored already
+		how    string
+	}{
+		"succeeded": {how: "ack"},
+		"cancelled": {err: errCancelled(), how: "ack"},
+		"failed":    {err: messages.Errorf(messages.CodeWrongPassphrase, "none"), how: "term"},
+		"over": {over: true, how: "ack", record: func(j *journal, id string) error {
+			_, err := j.begin(id)
+			return err
+		}},
+		"expired": {issued: time.Now().Add(-2 * time.Hour), how: "term", record: func(j *journal, id string) error {
+			return j.limit(id, 5)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := start(t, Config{Authority: authority}, func(context.Context, messages.Command, exec.Reporter) (exec.Outcome, error) {
+				return exec.Outcome{}, c.err
+			})
+			if c.issued.IsZero() {
+				c.issued = time.Now()
+			}
+			id, data := takeIssued(t, c.issued)
+			if c.record != nil {
+				if err := c.record(r.worker.journal, id); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.over {
+				if err := r.out.PublishEvent(t.Context(), messages.Event{JobID: id, Kind: messages.KindSucceeded}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d := newDelivery(id, data)
+			if d.signature, err = signer.Sign(d.Subject(), data); err != nil {
+				t.Fatal(err)
+			}
+			d.settling = func() {
+				if _, err := os.Stat(r.worker.journal.path(id)); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("the record is there: %v", err)
+				}
+			}
+			r.queue.c <- d
+			if how := r.end(d); how != c.how {
+				t.Errorf("ended by %s: %+v", how, r.out.last(id))
+			}
+		})
 	}
 }
 
