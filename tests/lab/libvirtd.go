@@ -95,6 +95,7 @@ func Libvirtd(t testing.TB) *Libvirt {
 		_ = l.cmd.Wait() // it was killed, and says so
 		if t.Failed() {
 			t.Logf("libvirtd: %s\n%s", output.Bytes(), l.errors())
+			l.logGuests(t)
 		}
 	})
 	Eventually(t, "libvirtd answers", l.answers)
@@ -138,9 +139,21 @@ func (l *Libvirt) answers() bool {
 }
 
 // errors returns the end of the daemon's log.
-func (l *Libvirt) errors() string {
+func (l *Libvirt) errors() string { return tail(filepath.Join(l.Dir, "libvirtd.log")) }
+
+// logGuests tells what each guest's QEMU said last.
+func (l *Libvirt) logGuests(t testing.TB) {
+	t.Helper()
+	logs, _ := filepath.Glob(filepath.Join(l.Dir, "log", "qemu", "*.log")) // the pattern is right
+	for _, path := range logs {
+		t.Logf("QEMU of %s:\n%s", strings.TrimSuffix(filepath.Base(path), ".log"), tail(path))
+	}
+}
+
+// tail returns the last lines of a log.
+func tail(path string) string {
 	const lines = 20
-	log, err := os.ReadFile(filepath.Join(l.Dir, "libvirtd.log"))
+	log, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}

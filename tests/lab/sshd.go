@@ -94,6 +94,19 @@ func (s *SSHServer) start(t testing.TB, config string) {
 	Eventually(t, "sshd answers", func() bool { return accepts("tcp", address) })
 }
 
+// LeastPriority is the nice value that stands back furthest (setpriority(2)).
+const LeastPriority = 19
+
+// StandBack lets sessions that begin from now on have the processors that nobody else wants.
+func (s *SSHServer) StandBack(t testing.TB) {
+	t.Helper()
+	for _, pid := range pidsOf(t, s.cmd.Process.Pid) {
+		if err := syscall.Setpriority(syscall.PRIO_PROCESS, pid, LeastPriority); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Kill ends the server and its sessions at once; every mount from it loses its other end.
 func (s *SSHServer) Kill() {
 	_ = s.cmd.Process.Kill()
