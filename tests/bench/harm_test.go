@@ -70,8 +70,8 @@ func (r *harmReport) of(id string, value func(lap) float64) summary {
 
 func (r *harmReport) ratio(id string) summary {
 	var values []float64
-	for i, l := range r.results[id] {
-		values = append(values, ms(l.P99)/ms(r.results[idAlone][i].P99))
+	for _, l := range r.results[id] {
+		values = append(values, ms(l.P99)/ms(l.alone))
 	}
 	return summarize(values)
 }

@@ -85,7 +85,7 @@ func TestEveryGoalHasItsContestants(t *testing.T) {
 
 func TestHarmReport(t *testing.T) {
 	lapOf := func(p99 time.Duration) []lap {
-		return []lap{{lab.Laps{Count: 100, Median: time.Millisecond, P99: p99, Max: 2 * p99}, 10 * time.Second}}
+		return []lap{{lab.Laps{Count: 100, Median: time.Millisecond, P99: p99, Max: 2 * p99}, 10 * time.Second, 4 * time.Millisecond}}
 	}
 	r := harmReport{Date: time.Date(2031, 5, 4, 0, 0, 0, 0, time.UTC), Rounds: 1, results: map[string][]lap{
 		idAlone: lapOf(4 * time.Millisecond), idOursFast: lapOf(8 * time.Millisecond), idPushFast: lapOf(8 * time.Millisecond),
