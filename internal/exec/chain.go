@@ -55,18 +55,17 @@ func (f *full) refuse() error {
 // is changed but for checkpoints of attempts that never became backups.
 func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository, disks []sourceDisk) error {
 	t.man.Mode = messages.ModeFull
-	if src, ok := t.src.(*chainSource); ok {
-		t.point.checkpoint = src.checkpoint()
+	if t.live == nil {
 		return nil
 	}
-	if f := t.src.noIncremental(); f != nil {
+	if f := t.live.noIncremental(); f != nil {
 		return t.takeFull(f)
 	}
 	if t.cmd.Mode == "" {
 		return nil
 	}
 	var err error
-	if t.chain, err = t.e.survey(ctx, repo, t.src, t.cmd); err != nil {
+	if t.chain, err = t.e.survey(ctx, repo, t.live, t.cmd); err != nil {
 		return err
 	}
 	// Nothing makes a bitmap in the disks of a stopped VM: what comes after continues what this one does.

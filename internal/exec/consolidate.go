@@ -131,16 +131,13 @@ func (s *chainSource) checkpoint() hypervisor.Checkpoint {
 	return c
 }
 
-func (s *chainSource) noIncremental() *full { return nil }
-
-func (s *chainSource) domain() hypervisor.Domain { return hypervisor.Domain{} }
-
-func (s *chainSource) checkpoints(context.Context) ([]hypervisor.Checkpoint, error) { return nil, nil }
-
 // begin tells the moment of the incremental.
 func (s *chainSource) begin(context.Context, *workspace, point) (moment, error) {
 	top := s.top()
-	m := moment{at: top.CreatedAt, quiesced: top.Quiesced, frozen: time.Duration(top.FrozenSeconds * float64(time.Second))}
+	m := moment{
+		at: top.CreatedAt, quiesced: top.Quiesced, frozen: time.Duration(top.FrozenSeconds * float64(time.Second)),
+		held: s.checkpoint(),
+	}
 	for _, note := range top.Notes {
 		// What was left out is noted again.
 		if !slices.ContainsFunc(top.Skipped, func(d repository.Skipped) bool { return skippedNote(d) == note }) {

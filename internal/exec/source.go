@@ -15,12 +15,6 @@ import (
 type source interface {
 	// prepare finds the disks and their sizes. The guest does not notice.
 	prepare(ctx context.Context, ws *workspace) ([]sourceDisk, error)
-	// noIncremental says why the source can give full backups only; nil if it can give others.
-	noIncremental() *full
-	// domain is the VM; the zero value for images.
-	domain() hypervisor.Domain
-	// checkpoints are what an incremental of the VM can continue.
-	checkpoints(ctx context.Context) ([]hypervisor.Checkpoint, error)
 	// begin makes the disks readable over NBD as they are at one moment. It may be called again
 	// after an error.
 	begin(ctx context.Context, ws *workspace, p point) (moment, error)
@@ -35,6 +29,17 @@ type source interface {
 	describe(*repository.Manifest)
 	// domainXML defines the VM again; "" where there is none.
 	domainXML() string
+}
+
+// liveSource is a source of disks that change, and can be asked what has changed since a backup.
+type liveSource interface {
+	source
+	// noIncremental says why the source can give full backups only; nil if it can give others.
+	noIncremental() *full
+	// domain is the VM; the zero value for images.
+	domain() hypervisor.Domain
+	// checkpoints are what an incremental of the VM can continue.
+	checkpoints(ctx context.Context) ([]hypervisor.Checkpoint, error)
 }
 
 // noBitmaps says that none of a VM's disks can have a bitmap.
@@ -74,10 +79,12 @@ type moment struct {
 	quiesced bool
 	frozen   time.Duration
 	notes    []string
+	// held is the checkpoint of that moment, where begin was not to make it.
+	held hypervisor.Checkpoint
 }
 
 // source finds out what a command is to back up.
-func (e *Executor) source(ctx context.Context, cmd *messages.TakeBackup) (source, error) {
+func (e *Executor) source(ctx context.Context, cmd *messages.TakeBackup) (liveSource, error) {
 	if len(cmd.Images) > 0 {
 		return newImageSource(ctx, e, cmd.Images)
 	}

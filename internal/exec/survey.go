@@ -27,7 +27,7 @@ type survey struct {
 }
 
 // survey looks around, and removes the checkpoints of attempts that never became backups.
-func (e *Executor) survey(ctx context.Context, repo *repository.Repository, src source, cmd *messages.TakeBackup) (*survey, error) {
+func (e *Executor) survey(ctx context.Context, repo *repository.Repository, src liveSource, cmd *messages.TakeBackup) (*survey, error) {
 	s := &survey{dom: src.domain(), description: checkpointOf(cmd)}
 	var err error
 	if s.checkpoints, err = src.checkpoints(ctx); err != nil {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/nasfleet/nasfleet/internal/exec/copier"
 	"github.com/nasfleet/nasfleet/internal/exec/digest"
@@ -30,6 +29,7 @@ type taking struct {
 	recovery *secret.Passphrase
 	limiter  *copier.Limiter
 	src      source
+	live     liveSource // src, if it is one; nil for a consolidation
 	partial  *repository.Partial
 	disks    []*takenDisk
 	man      repository.Manifest
@@ -45,9 +45,6 @@ type taking struct {
 	linkKeys [][]byte
 	point    point
 }
-
-// domainFile is the VM's definition beside its disks.
-const domainFile = "domain.xml"
 
 // takenDisk is one disk on its way from the source to the repository.
 type takenDisk struct {
@@ -83,10 +80,11 @@ func (e *Executor) take(ctx context.Context, ws *workspace, cmd *messages.TakeBa
 			return Outcome{}, err
 		}
 	}
-	if t.src, err = e.source(ctx, cmd); err != nil {
+	if t.live, err = e.source(ctx, cmd); err != nil {
 		return Outcome{}, err
 	}
-	if f := t.src.noIncremental(); f != nil && cmd.Mode == messages.ModeIncremental {
+	t.src = t.live
+	if f := t.live.noIncremental(); f != nil && cmd.Mode == messages.ModeIncremental {
 		return Outcome{}, f.refuse()
 	}
 	// This attempt may end before it comes to make its own.
@@ -180,7 +178,7 @@ func (t *taking) copy(ctx context.Context, repo *repository.Repository) error {
 	if err := each(ctx, t.disks, t.createTarget); err != nil {
 		return err
 	}
-	if _, ok := t.src.(*chainSource); !ok {
+	if t.live != nil {
 		t.r.Phase(messages.PhaseFreezing)
 	}
 	m, err := t.beginSource(ctx)
@@ -189,6 +187,9 @@ func (t *taking) copy(ctx context.Context, repo *repository.Repository) error {
 	}
 	t.man.CreatedAt, t.man.Quiesced, t.man.FrozenSeconds = m.at.UTC(), m.quiesced, m.frozen.Seconds()
 	t.man.Notes = append(t.man.Notes, m.notes...)
+	if t.live == nil {
+		t.point.checkpoint = m.held
+	}
 
 	t.r.Phase(messages.PhaseCopying)
 	if err := t.copyAll(ctx); err != nil {
@@ -307,89 +308,4 @@ func (t *taking) verify(ctx context.Context) error {
 	}
 	t.r.Verified(t.ws.job, v)
 	return nil
-}
-
-// commit writes what stands beside the disks and gives the backup its name.
-func (t *taking) commit(ctx context.Context) error {
-	if err := t.describe(); err != nil {
-		return err
-	}
-	for _, d := range t.disks {
-		if err := t.partial.CopyIn(ctx, filepath.Join(t.ws.dir, d.digestsFile), d.digestsFile); err != nil {
-			return err
-		}
-	}
-	if xml := t.src.domainXML(); xml != "" {
-		t.man.DomainFile = domainFile
-		if err := t.partial.WriteFile(ctx, domainFile, []byte(xml)); err != nil {
-			return err
-		}
-	}
-	b, err := t.partial.Commit(ctx, t.man)
-	if messages.CodeOf(err) == messages.CodeChainBroken {
-		return t.chainGone(err)
-	}
-	if err != nil {
-		return err
-	}
-	t.man = b.Manifest
-	t.src.keep()
-	return nil
-}
-
-// describe fills in the manifest. The sizes of the files are the repository's to say.
-func (t *taking) describe() error {
-	m, cfg := &t.man, t.e.cfg
-	m.ID, m.JobID, m.VM = t.ws.job, t.ws.job, t.cmd.Target()
-	m.Version, m.Zone, m.Host = repository.ManifestVersion, cfg.Zone, cfg.Host
-	m.Tool = "nasfleet " + cfg.Version
-	m.FinishedAt = time.Now().UTC()
-	t.src.describe(m)
-	if m.Consistency == "" {
-		m.Consistency = consistency(m.Source, m.Quiesced)
-	}
-	for _, s := range m.Skipped {
-		m.Notes = append(m.Notes, skippedNote(s))
-	}
-	if t.cmd.Details.Compression {
-		m.Compression = t.cmd.Details.Type()
-	}
-	m.Digest = repository.Digest{Algorithm: digest.Algorithm(t.cmd.Details.Encryption), BlockBytes: digest.BlockSize}
-	if t.cmd.Details.Encryption {
-		m.Encryption = repository.Encryption{
-			LUKS: true, Revision: t.cmd.Details.Revision, RecoveryRevision: t.cmd.Details.RecoveryRevision,
-		}
-		m.Digest.Keyed, m.Digest.WrappedKeys = true, t.wrappedKeys
-		if t.wrappedKeys == nil {
-			var err error
-			if m.Digest.WrappedKeys, err = t.e.wrap(t.digKey, t.pass, t.recovery); err != nil {
-				return err
-			}
-		}
-	}
-	m.Checkpoint = t.point.checkpoint.Name
-	for _, d := range t.disks {
-		m.Disks = append(m.Disks, repository.Disk{
-			Name: d.name, File: d.file, DigestsFile: d.digestsFile, Format: repository.FormatQCOW2, LUKS: t.cmd.Details.Encryption,
-			Incremental: t.incremental(d), Bitmap: slices.Contains(t.point.checkpoint.Disks, d.name),
-			VirtualBytes: d.size, DataBytes: d.stats.DataBytes,
-			Source: repository.Source{Path: d.path, Format: d.format, Encrypted: d.encrypted},
-		})
-	}
-	return nil
-}
-
-func skippedNote(s repository.Skipped) string {
-	return fmt.Sprintf("%s was left out: %s", s.Target, s.Reason)
-}
-
-// consistency says in words how far the data can be trusted.
-func consistency(from repository.SourceKind, quiesced bool) string {
-	switch {
-	case quiesced:
-		return "file systems frozen: consistent"
-	case from == repository.SourceRunning:
-		return "crash-consistent: all disks at one moment of a running guest"
-	}
-	return "consistent: nobody wrote the disks"
 }
