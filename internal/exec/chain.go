@@ -56,7 +56,7 @@ func (f *full) refuse() error {
 func (t *taking) chooseChain(ctx context.Context, repo *repository.Repository, disks []sourceDisk) error {
 	t.man.Mode = messages.ModeFull
 	if t.live == nil {
-		return nil
+		return nil // begin tells the checkpoint that a chain of backups holds
 	}
 	if f := t.live.noIncremental(); f != nil {
 		return t.takeFull(f)

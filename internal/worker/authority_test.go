@@ -13,9 +13,9 @@ import (
 	"github.com/nasfleet/nasfleet/messages"
 )
 
-// A host that was given the publisher's key begins nothing that is not signed with it for this
-// host and job, as it is, and of late.
-func TestAuthority(t *testing.T) {
+// newAuthority makes a publisher's key, and what holds commands of the last hour against it.
+func newAuthority(t *testing.T) (*secret.Signer, *secret.Verifier) {
+	t.Helper()
 	signer, err := secret.NewSigner()
 	if err != nil {
 		t.Fatal(err)
@@ -24,6 +24,13 @@ func TestAuthority(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return signer, authority
+}
+
+// A host that was given the publisher's key begins nothing that is not signed with it for this
+// host and job, as it is, and of late.
+func TestAuthority(t *testing.T) {
+	signer, authority := newAuthority(t)
 	ran := make(chan string, 8)
 	r := start(t, Config{Authority: authority}, func(_ context.Context, c messages.Command, _ exec.Reporter) (exec.Outcome, error) {
 		ran <- c.Head().JobID
@@ -108,14 +115,7 @@ func TestSameName(t *testing.T) {
 
 // A job that was begun in time is seen through, however long it takes.
 func TestExpiresOnlyBeforeItBegins(t *testing.T) {
-	signer, err := secret.NewSigner()
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority, err := secret.NewVerifier(time.Hour, signer.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
+	signer, authority := newAuthority(t)
 	job, data := takeIssued(t, time.Now().Add(-2*time.Hour))
 	state := t.TempDir()
 	j, err := openJournal(state, zone, host)

@@ -11,7 +11,6 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
-	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -427,14 +426,7 @@ func TestThrottle(t *testing.T) {
 
 // TestControlIsAuthenticated: a host that knows its publisher heeds nobody else.
 func TestControlIsAuthenticated(t *testing.T) {
-	signer, err := secret.NewSigner()
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority, err := secret.NewVerifier(time.Hour, signer.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
+	signer, authority := newAuthority(t)
 	r := start(t, Config{Authority: authority}, nil)
 	id, data := take(t, "vm1", 0)
 	r.out.published(id, data)

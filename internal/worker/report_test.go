@@ -12,7 +12,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/nasfleet/nasfleet/internal/exec"
-	"github.com/nasfleet/nasfleet/internal/secret"
 	"github.com/nasfleet/nasfleet/messages"
 )
 
@@ -163,14 +162,7 @@ func TestACommandThatWaitedIsForgotten(t *testing.T) {
 
 // A worker that dies as it lets a command go never sees it again: the job's record must be gone by then.
 func TestAJobIsForgottenBeforeItsCommandIsLetGo(t *testing.T) {
-	signer, err := secret.NewSigner()
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority, err := secret.NewVerifier(time.Hour, signer.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
+	signer, authority := newAuthority(t)
 	for name, c := range map[string]struct {
 		err    error
 		issued time.Time
@@ -208,6 +200,7 @@ func TestAJobIsForgottenBeforeItsCommandIsLetGo(t *testing.T) {
 				}
 			}
 			d := newDelivery(id, data)
+			var err error
 			if d.signature, err = signer.Sign(d.Subject(), data); err != nil {
 				t.Fatal(err)
 			}
